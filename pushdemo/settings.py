@@ -1,0 +1,128 @@
+"""The one table of settings: ini key, type, default, meaning.
+
+Everything that the ini can say about pushdemo is a field of `Settings`; `Settings.from_ini` checks it all once, when
+the application starts. No other module reads an ini key. Read by: any thread (the object is frozen).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PREFIX = "pushdemo."
+
+# An origin as browsers write it (RFC 6454 section 6.2): compared as text, so that a capital or a slash never matches.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or wrong; the message names the key, the value and what would do."""
+
+
+def seconds(*, zero: bool = False) -> Callable[[str], float]:
+    """A converter to a finite number of seconds, above 0, or from 0 on where `zero` is true."""
+
+    def convert(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+            raise ValueError
+        return number
+
+    convert.__doc__ = "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
+    return convert
+
+
+def count(text: str) -> int:
+    """a whole number, 1 or more"""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """* or origins (scheme://host[:port], in lower case) separated by spaces"""
+    found = tuple(text.split())
+    if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in found):
+        raise ValueError
+    return found
+
+
+def option(key: str, convert: Callable[[str], Any], default: Any, meaning: str) -> Any:
+    """A row of the table: `key` without the prefix, the converter (its docstring says what would do), and the rest."""
+    return field(default=default, metadata={"key": PREFIX + key, "convert": convert, "meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the ini says, checked. One row is one key; durations are in seconds."""
+
+    interval: float = option("interval", seconds(), 5.0, "seconds from one message of a topic to the next")
+    history: int = option("history", count, 100, "messages that a topic keeps for those who fall behind or come back")
+    heartbeat: float = option(
+        "heartbeat", seconds(), 15.0, "seconds without a byte written, before a stream's heartbeat"
+    )
+    longpoll_timeout: float = option(
+        "longpoll.timeout", seconds(), 25.0, "seconds that a long poll waits for a message"
+    )
+    stall_timeout: float = option(
+        "stall_timeout", seconds(), 30.0, "seconds that a client may leave its socket full; then it is closed"
+    )
+    max_clients: int = option("max_clients", count, 10_000, "clients held at once; the next one gets 503")
+    max_threads: int = option(
+        "max_threads", count, 3, "clients held at once by a server that gives each a thread; less than its threads"
+    )
+    cors_origins: tuple[str, ...] = option(
+        "cors_origins", origins, (), "origins whose pages may read the streams, separated by spaces, or *"
+    )
+    memorize_duration: float = option(
+        "memorize.duration",
+        seconds(zero=True),
+        15.0,
+        "seconds that a memorized value is used for; 0 turns the cache off",
+    )
+    memorize_maxsize: int = option("memorize.maxsize", count, 1024, "values that one memorized function keeps")
+    generators_timeout: float = option(
+        "generators.timeout", seconds(), 60.0, "seconds without a poll after which a generator session is closed"
+    )
+    generators_limit: int = option("generators.limit", count, 1000, "generator sessions at once; the next one gets 503")
+
+    @classmethod
+    def from_ini(cls, ini: Mapping[str, Any]) -> Settings:
+        """The settings among `ini`'s keys that begin with `pushdemo.`; other keys are left alone.
+
+        Raises SettingsError for a key that is unknown (with the nearest known one) and for a value that will not do.
+        """
+        table = {row.metadata["key"]: row for row in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, text in ini.items():
+            if not key.startswith(PREFIX):
+                continue
+            if key not in table:
+                raise SettingsError(f"unknown setting {key} = {text}{_nearest(key, list(table))}")
+            row = table[key]
+            values[row.name] = _converted(key, text, row.metadata["convert"], row.default)
+        return cls(**values)
+
+
+def _converted(key: str, text: Any, convert: Callable[[str], Any], default: Any) -> Any:
+    try:
+        return convert(str(text).strip())
+    except ValueError:
+        raise SettingsError(f"{key} = {text}: must be {convert.__doc__}, such as {_shown(default)}") from None
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"; did you mean {near[0]}? Known: {', '.join(sorted(known))}"
+
+
+def _shown(value: Any) -> str:
+    """A value as the ini has it."""
+    if isinstance(value, tuple):
+        return " ".join(value) or "https://example.org"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,41 @@
+"""Packaging of pushdemo; the tools' settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+setup(
+    name="pushdemo",
+    version="0.1.0",
+    description="Server push for Pyramid: live pages, json_yield and memorize, without a thread a client",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords="pyramid waitress server push sse multipart long polling",
+    classifiers=[
+        "Framework :: Pyramid",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Internet :: WWW/HTTP :: WSGI",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["pushdemo", "pushdemo.*"]),
+    include_package_data=True,
+    zip_safe=False,
+    install_requires=[
+        "pyramid>=2.0.2",
+        "pyramid_jinja2>=2.10",
+        "plaster_pastedeploy",
+        "waitress>=3.0.2,<4",
+        "cachetools>=5.5",
+    ],
+    extras_require={
+        "testing": ["hypothesis", "httpx-sse", "pytest", "selenium", "sseclient-py", "webtest"],
+        "redis": ["redis>=5"],
+    },
+    entry_points={
+        "paste.app_factory": ["main = pushdemo:main"],
+        "paste.server_runner": ["main = pushdemo.server:main"],
+    },
+)
