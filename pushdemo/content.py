@@ -1,0 +1,53 @@
+"""What a message's body is: a published value as bytes, by the topic's content type. How it travels is a transport's.
+
+Pure functions; any thread may call them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pushdemo.transports.multipart import BOUNDARY
+from pushdemo.transports.texts import is_json
+
+XML = "application/xml"
+
+# What XML 1.0 (section 2.2, production Char) cannot carry in any form, not even as a character reference.
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_XML_TYPES = re.compile(r"(?:application|text)/xml\b", re.IGNORECASE)
+
+
+def body(content_type: str, value: Any) -> bytes:
+    """`value` as a body of `content_type`: bytes as they are; else XML, JSON (RFC 8259) or plain text in UTF-8.
+
+    XML is a document with the root `<message>` and `str(value)` as its text. Raises TypeError where the value cannot be
+    a body of that type, ValueError where it holds this process's multipart boundary, which would forge a part.
+    """
+    if isinstance(value, bytes):
+        made = value
+    elif _XML_TYPES.match(content_type):
+        return xml(str(value))
+    elif is_json(content_type):
+        made = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    elif isinstance(value, str):
+        made = value.encode()
+    else:
+        raise TypeError(f"a message of type {content_type} is text or bytes, not {type(value).__name__}")
+    if BOUNDARY.encode() in made:
+        raise ValueError("a message cannot hold the multipart boundary of the stream that it travels by")
+    return made
+
+
+def xml(text: str) -> bytes:
+    """`<message>` with `text`, escaped; characters that XML forbids become U+FFFD. UTF-8, which XML takes for granted.
+
+    CR is a character reference, since a parser turns a bare one into LF (XML 1.0 section 2.11); so is the first
+    character of a look-alike of the multipart boundary.
+    """
+    text = _FORBIDDEN.sub("\ufffd", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = text.replace("\r", "&#13;")
+    if BOUNDARY in text:
+        text = text.replace(BOUNDARY, f"&#{ord(BOUNDARY[0])};{BOUNDARY[1:]}")
+    return f"<message>{text}</message>".encode()

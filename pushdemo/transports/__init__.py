@@ -1,0 +1,63 @@
+"""How a message travels to one client: one module a transport, bytes in and bytes out, no I/O, no state.
+
+Each module of `STREAMS` offers what `Transport` says; `longpoll` answers with whole responses instead. The body of a
+message belongs to its topic, the framing belongs here. Any thread may call them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from pushdemo.messages import Message
+from pushdemo.transports import jsonlines, longpoll, multipart, sse
+
+Notice = Literal["heartbeat", "reset", "failing", "end"]
+
+
+class Kind(Protocol):
+    """What all four have in common."""
+
+    @property
+    def name(self) -> str:
+        """What `?transport=` calls it."""
+
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """What `Accept` calls it, the type of the response first."""
+
+    @property
+    def response_type(self) -> str:
+        """The Content-Type header of the response."""
+
+    def carries(self, content_type: str) -> bool:
+        """Whether bodies of this type can travel by it."""
+
+
+class Transport(Kind, Protocol):
+    """A streaming transport."""
+
+    def preamble(self) -> bytes:
+        """The first bytes of every stream, so that the headers leave at once."""
+
+    def encode(self, message: Message) -> bytes:
+        """The message (of kind "message") as it is written."""
+
+    def notice(self, kind: Notice) -> bytes:
+        """What tells a client that the stream lives, had to skip, has a failing source, or is complete."""
+
+    def retry(self, milliseconds: int) -> bytes:
+        """What tells a client that the server goes, and when to come back; the stream ends behind it."""
+
+
+# In the order in which the server prefers them.
+STREAMS: dict[str, Transport] = {"multipart": multipart, "sse": sse, "jsonlines": jsonlines}
+KINDS: dict[str, Kind] = {**STREAMS, "longpoll": longpoll}
+
+
+def encode(transport: Transport, message: Message) -> bytes:
+    """The entry `message` as `transport` writes it, whatever its kind; made once and kept with the message."""
+    return message.encoded(transport.name, lambda entry: _encode(transport, entry))
+
+
+def _encode(transport: Transport, message: Message) -> bytes:
+    return transport.encode(message) if message.kind == "message" else transport.notice(message.kind)

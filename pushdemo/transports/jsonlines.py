@@ -1,0 +1,42 @@
+"""`application/x-ndjson`: one JSON object a line.
+
+Format: the NDJSON specification 1.0 (each line an RFC 8259 value, ended by LF). A line is a message when it has
+`content`; a line with `state` says something about the stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pushdemo.transports.texts import is_text, json_object
+
+if TYPE_CHECKING:
+    from pushdemo.messages import Message
+
+name = "jsonlines"
+media_types = ("application/x-ndjson", "application/jsonl")
+response_type = "application/x-ndjson"
+
+_STATES = {"heartbeat": "heartbeat", "reset": "reset", "failing": "failing", "end": "done"}
+
+carries = is_text
+
+
+def preamble() -> bytes:
+    """A heartbeat: a line that readers pass over, sent at once."""
+    return notice("heartbeat")
+
+
+def encode(message: Message) -> bytes:
+    """`{"id": ..., "content": ...}`, with `"topic"` where a stream carries several."""
+    return (json_object(message) + "\n").encode()
+
+
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"]) -> bytes:
+    """`{"state": ...}`; "end" is `"done"`, the word of the long poll."""
+    return f'{{"state": "{_STATES[kind]}"}}\n'.encode()
+
+
+def retry(milliseconds: int) -> bytes:
+    """`{"state": "waiting", "retry": ...}`: the server goes; ask again after so many milliseconds."""
+    return f'{{"state": "waiting", "retry": {milliseconds:d}}}\n'.encode()

@@ -1,0 +1,40 @@
+"""`application/json`: long polling. Each answer is a whole JSON document; the client asks again for what comes next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pushdemo.transports.texts import is_text, json_object
+
+if TYPE_CHECKING:
+    from pushdemo.messages import Message
+
+name = "longpoll"
+media_types = ("application/json",)
+response_type = "application/json"
+
+carries = is_text
+
+State = Literal["ready", "waiting", "failing", "done"]
+
+
+def answer(
+    state: State,
+    messages: Sequence[Message] = (),
+    *,
+    last_event_id: str = "",
+    reset: bool = False,
+    retry: int | None = None,
+) -> bytes:
+    """One answer. "ready" brings messages; "waiting" (nothing came in time), "failing" (the source fails) and "done"
+    (the topic is finished) bring none. `retry` is in milliseconds; `last_event_id` is what to ask for the next time.
+    """
+    fields = [f'"state": "{state}"', f'"messages": [{", ".join(map(json_object, messages))}]']
+    fields.append(f'"last_event_id": {json.dumps(last_event_id or None)}')
+    if reset:
+        fields.append('"reset": true')
+    if retry is not None:
+        fields.append(f'"retry": {retry:d}')
+    return f"{{{', '.join(fields)}}}".encode()
