@@ -1,0 +1,280 @@
+"""waitress, with responses that wait without a thread. The only module that knows waitress.
+
+An application that finds `pushdemo.park` in its environ may return `environ["pushdemo.park"](client)` as its body, as
+it may with `wsgi.file_wrapper`: a stream or a long poll of subscriptions.py. Where nothing has wrapped it on the way
+out, the worker thread leaves the request unfinished and the socket goes to the hub; else it is iterated in the thread.
+
+Which thread runs what: `ParkingTask` and `Offer` a waitress worker; `_hand_over` and `_take_back` waitress's loop,
+since only it may change its socket map; `PolledChannel.response`, `done`, `gone` the hub's. A channel is one thread's
+at a time: it goes from the worker to the loop to the hub and back, each step through a queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from waitress import wasyncore
+from waitress.adjustments import asbool
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import BaseWSGIServer, create_server
+from waitress.task import WSGITask
+
+from pushdemo.hub import Hub
+from pushdemo.subscriptions import LongPoll, Subscription, retry_hint
+
+log = logging.getLogger("pushdemo")
+
+Application = Callable[..., Any]
+
+_CONNECTION_LIMIT = 1_000  # connections between two requests; waitress's own 100 are soon those of a few open pages
+
+
+class Parked(BaseException):
+    """Leaves `HTTPChannel.service` with the task, without ending the request: no handler of Exception stops it."""
+
+
+class Offer:
+    """A body that may be parked: it is where the server itself receives it, and is not where a middleware does."""
+
+    def __init__(self, task: ParkingTask, client: Subscription | LongPoll) -> None:
+        self.client = client
+        self.accepted = False
+        self._task = task
+
+    def __iter__(self) -> Iterator[bytes]:
+        if not self.accepted:
+            return self._in_thread()
+        self._task.parked = self.client
+        return iter((self.client.open(),)) if isinstance(self.client, Subscription) else iter(())
+
+    def _in_thread(self) -> Iterator[bytes]:
+        if isinstance(self.client, LongPoll):
+            yield self.client.wait()
+            return
+        if self._task.channel.server.spare_threads.acquire(blocking=False):
+            try:
+                yield from self.client
+            finally:
+                self._task.channel.server.spare_threads.release()
+        else:
+            log.warning("a middleware iterates the stream instead of passing it on, and no thread is left to hold it")
+            yield self.client.open() + self.client.transport.retry(retry_hint())
+
+    def close(self) -> None:
+        """The end of the response, unless it goes on elsewhere."""
+        if self._task.parked is None:
+            self.client.close()
+
+
+class ParkingTask(WSGITask):
+    """A request whose response may outlive its thread."""
+
+    parked: Subscription | LongPoll | None = None
+    answered = False
+
+    def service(self) -> None:
+        """As in waitress, but nothing is left to do for a long poll that the hub has answered."""
+        if not self.answered:
+            super().service()
+
+    def get_environment(self) -> dict[str, Any]:
+        """waitress's environ, with the offer to park."""
+        environ: dict[str, Any] = super().get_environment()
+        self.environ = None  # the offer below refers to the task: a cycle would keep every request until a collection
+        environ["pushdemo.park"] = lambda client: Offer(self, client)
+        return environ
+
+    def finish(self) -> None:
+        """The application has had its say: leave, if its response waits."""
+        if self.parked is not None:
+            raise Parked(self)
+        if self.request.command == "HEAD":
+            self.chunked_response = False  # waitress would send the last chunk of a body that must not be there
+        super().finish()
+
+
+class ParkingChannel(HTTPChannel):
+    """A connection that can leave waitress's socket map, for good (a stream) or until it is answered (a long poll)."""
+
+    socket: Any  # a socket; None once it is another's
+    task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
+
+    def service(self) -> None:
+        """Serve one request; park what waits."""
+        try:
+            super().service()
+        except Parked as parked:
+            (task,) = parked.args
+            self.server.trigger.pull_trigger(lambda: self._hand_over(task))
+
+    def finish(self, task: ParkingTask) -> None:
+        """End the request of a task that has been answered, as waitress ends any: by its own `service`."""
+        self.task_class = partial(_known, task)
+        try:
+            super().service()
+        finally:
+            del self.task_class
+
+    def _hand_over(self, task: ParkingTask) -> None:
+        client = task.parked
+        sock = self.socket
+        assert client is not None
+        if sock is None or not self.connected or self.will_close:
+            client.close()
+            return
+        self.del_channel()
+        unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in self.outbufs)
+        self.total_outbufs_len = 0
+        if isinstance(client, LongPoll):
+            self.server.hub.poll(sock, client, PolledChannel(self, task, unsent))
+        else:
+            self.socket = None
+            self.requests.pop().close()
+            self.server.hub.stream(sock, client, chunked=task.chunked_response, unsent=unsent)
+
+
+def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) -> ParkingTask:
+    return task
+
+
+class PolledChannel:
+    """A channel whose request waits for the answer to a long poll: the hub's side of it."""
+
+    __slots__ = ("_channel", "_task", "_unsent")
+
+    def __init__(self, channel: ParkingChannel, task: ParkingTask, unsent: bytes) -> None:
+        self._channel = channel
+        self._task = task
+        self._unsent = unsent  # of the response before this one
+
+    def response(self, body: bytes) -> bytes:
+        """Headers, as waitress writes them for a body of this length, and the body."""
+        self._task.content_length = len(body)
+        return b"".join((self._unsent, self._task.build_response_header(), body))
+
+    def done(self, rest: bytes) -> None:
+        """The connection goes back to waitress, which ends the request as it ends any other."""
+        self._channel.server.trigger.pull_trigger(lambda: self._take_back(rest))
+
+    def gone(self) -> None:
+        """The socket is closed: nobody is left to serve."""
+        channel = self._channel
+        channel.connected = False
+        channel.socket = None
+        while channel.requests:
+            channel.requests.pop().close()
+
+    def _take_back(self, rest: bytes) -> None:
+        channel, task = self._channel, self._task
+        channel.set_socket(channel.socket)
+        if rest:
+            channel.outbufs[-1].append(rest)
+            channel.total_outbufs_len += len(rest)
+        task.answered = True
+        channel.finish(task)
+
+
+class Server:
+    """A waitress server whose waiting responses are parked; `settings` are waitress's.
+
+    Raises ValueError for a setting that waitress does not know, and for `asyncore_use_poll = false`: select() sees no
+    more than 1,024 sockets.
+    """
+
+    def __init__(self, app: Application, **settings: Any) -> None:
+        if not asbool(settings.setdefault("asyncore_use_poll", True)):
+            raise ValueError("asyncore_use_poll = false: must be true, since select() sees no more than 1024 sockets")
+        settings.setdefault("connection_limit", _CONNECTION_LIMIT)
+        self.hub = Hub()
+        self._map: dict[int, Any] = {}
+        self._stopping = False
+        self._server = create_server(app, map=self._map, **settings)
+        self._adj = self._server.adj
+        self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
+        spare_threads = threading.BoundedSemaphore(max(1, self._adj.threads - 1))
+        for listener in self._listeners:
+            listener.channel_class = ParkingChannel
+            listener.application = _outermost(listener.application)
+            listener.hub = self.hub
+            listener.spare_threads = spare_threads
+
+    @property
+    def addresses(self) -> list[tuple[str, Any]]:
+        """Where it listens: host and port, or "unix" and a path."""
+        return [(listener.effective_host, listener.effective_port) for listener in self._listeners]
+
+    def run(self) -> None:
+        """Serve until `stop`, SIGTERM or SIGINT (where this is the main thread), then end everything."""
+        with self._signals():
+            try:
+                while self._map and not self._stopping:
+                    wasyncore.poll2(self._adj.asyncore_loop_timeout, self._map)
+            finally:
+                self._close()
+
+    def stop(self, *_: object) -> None:
+        """Make `run` end; from any thread or a signal's handler."""
+        self._stopping = True
+        self._listeners[0].pull_trigger()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        # A handler that raises could do so in a function that the trigger runs, and waitress would swallow it.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _close(self) -> None:
+        for listener in self._listeners:
+            wasyncore.dispatcher.close(listener)  # who comes now is refused, and goes to another node
+        self.hub.stop()
+        self._server.task_dispatcher.shutdown(timeout=1)
+        wasyncore.poll2(0, self._map)  # what was on its way back from the hub
+        wasyncore.close_all(self._map, ignore_all=True)
+
+
+def _outermost(application: Application) -> Application:
+    """The application, seen from outside all middleware: an offer that arrives here is accepted."""
+
+    def outermost(environ: dict[str, Any], start_response: Any) -> Any:
+        body = application(environ, start_response)
+        if type(body) is Offer:
+            body.accepted = True
+        return body
+
+    return outermost
+
+
+def main(app: Application, global_conf: dict[str, str] | None = None, **settings: Any) -> int:
+    """`[server:main] use = egg:pushdemo`: serve `app` with waitress's settings until told to stop."""
+    _raise_open_files()
+    server = Server(app, **settings)
+    for host, port in server.addresses:
+        log.info("Serving on %s", port if host == "unix" else f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    server.run()
+    return 0
+
+
+def _raise_open_files() -> None:
+    """As many open files as this process may have: each client is one."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
