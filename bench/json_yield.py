@@ -1,0 +1,265 @@
+"""Polls a second and memory of `json_yield`, beside a bare Pyramid JSON view and the 2010 post's decorator on CherryPy.
+
+usage: json_yield.py [ROUNDS [POLLS]]. Needs the package `cherrypy`. Both Pyramid views are served by one waitress, the
+post's decorator by CherryPy's own server, each server in a process of its own with 4 threads. In every round each of the
+three gets POLLS polls over 4 kept connections, one key a connection, from 4 threads in this process; the order turns
+from round to round. Printed are medians over the rounds, and the medians of the rounds' ratios.
+
+The bytes of an idle session are what tracemalloc finds, for 10,000 sessions begun through Pyramid and each polled once,
+less what it finds for 10,000 views that only keep their started generator, which keeps its request, in a list.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Generator
+from io import BytesIO
+from typing import Any
+
+from pyramid.config import Configurator
+
+THREADS = 4
+SESSIONS = 10_000
+
+
+def numbers(request: Any) -> Generator[int, None, None]:
+    number = 0
+    while True:
+        number += 1
+        yield number
+
+
+def bare(request: Any) -> dict[str, Any]:
+    return {"state": "ready", "content": 1, "count": 1, "key": request.params["key"]}
+
+
+def pyramid_app(*, keep: list[Any] | None = None) -> Any:
+    """The application with both views; `keep` adds one that starts the generator and puts it into that list."""
+    from pushdemo import json_yield
+
+    def kept(request: Any) -> dict[str, Any]:
+        assert keep is not None
+        generator = numbers(request)
+        keep.append(generator)
+        return {"state": "ready", "content": next(generator), "count": 1, "key": request.params["key"]}
+
+    with Configurator(settings={"pushdemo.generators.limit": str(2 * SESSIONS)}) as config:
+        config.include("pushdemo")
+        for name, view, renderer in [
+            ("bare", bare, "json"),
+            ("numbers", json_yield(numbers), None),
+            ("kept", kept, "json"),
+        ]:
+            config.add_route(name, f"/{name}")
+            config.add_view(view, route_name=name, renderer=renderer)
+        return config.make_wsgi_app()
+
+
+def serve_pyramid(port: int) -> None:
+    import waitress
+
+    waitress.serve(pyramid_app(), host="127.0.0.1", port=port, threads=THREADS, _quiet=True)
+
+
+def serve_cherrypy(port: int) -> None:
+    """The post's decorator as its text describes it: a dict from function and key to generator, nothing else."""
+    import cherrypy
+
+    generators: dict[tuple[Any, str], Any] = {}
+
+    def json_yield(function: Any) -> Any:
+        @functools.wraps(function)
+        def poll(self: Any, key: str, *args: Any, **kwargs: Any) -> bytes:
+            if (function, key) not in generators:
+                generators[function, key] = function(self, *args, **kwargs)
+            try:
+                content = next(generators[function, key])
+                return json.dumps({"state": "ready", "content": content}).encode()
+            except StopIteration:
+                del generators[function, key]
+                return json.dumps({"state": "done", "content": None}).encode()
+
+        return poll
+
+    class Root:
+        @cherrypy.expose
+        @json_yield
+        def numbers(self) -> Generator[int, None, None]:
+            yield from numbers(None)
+
+    cherrypy.config.update(
+        {
+            "server.socket_host": "127.0.0.1",
+            "server.socket_port": port,
+            "server.thread_pool": THREADS,
+            "environment": "production",
+            "log.screen": False,
+            "engine.autoreload.on": False,
+        }
+    )
+    cherrypy.quickstart(Root())
+
+
+class Connection:
+    """One kept connection that polls one path; it reads no more of an answer than its length and its end."""
+
+    def __init__(self, port: int, path: str) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.request = f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+
+    def poll(self) -> bytes:
+        self.socket.sendall(self.request)
+        answer = b""
+        while (end := answer.find(b"\r\n\r\n")) < 0:
+            answer += self._receive()
+        head = answer[:end].lower()
+        assert head.startswith(b"http/1.1 200"), answer
+        start = head.index(b"content-length:") + len(b"content-length:")
+        length = int(head[start:].split(b"\r\n", 1)[0])
+        while len(answer) < end + 4 + length:
+            answer += self._receive()
+        return answer[end + 4 :]
+
+    def _receive(self) -> bytes:
+        data = self.socket.recv(65536)
+        assert data, "the server closed a kept connection"
+        return data
+
+
+def rate(connections: list[Connection], polls: int) -> float:
+    """Polls a second over all connections, each from a thread of its own."""
+
+    def run(connection: Connection) -> None:
+        for _ in range(polls // len(connections)):
+            connection.poll()
+
+    threads = [threading.Thread(target=run, args=(connection,)) for connection in connections]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return polls / (time.perf_counter() - began)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def await_port(port: int) -> None:
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def measure_rates(rounds: int, polls: int) -> None:
+    ports = {"pyramid": free_port(), "cherrypy": free_port()}
+    servers = [subprocess.Popen([sys.executable, __file__, "serve", name, str(port)]) for name, port in ports.items()]
+    try:
+        for port in ports.values():
+            await_port(port)
+        targets = {
+            "bare view": ("pyramid", "/bare"),
+            "json_yield": ("pyramid", "/numbers"),
+            "post": ("cherrypy", "/numbers"),
+        }
+        connections = {
+            name: [Connection(ports[server], f"{path}?key=client-{number}") for number in range(THREADS)]
+            for name, (server, path) in targets.items()
+        }
+        rates: dict[str, list[float]] = {name: [] for name in targets}
+        for name in targets:
+            rate(connections[name], polls // 4)  # warm
+        for number in range(rounds):
+            order = list(targets)[number % 3 :] + list(targets)[: number % 3]
+            for name in order:
+                rates[name].append(rate(connections[name], polls))
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(10)
+    report(rates)
+
+
+def report(rates: dict[str, list[float]]) -> None:
+    for name, values in rates.items():
+        print(f"{name:12}{statistics.median(values):8.0f} polls/s  ({min(values):.0f} to {max(values):.0f})")
+    for other, bar in [("bare view", 0.85), ("post", 1.6)]:
+        ratio = statistics.median(ours / its for ours, its in zip(rates["json_yield"], rates[other], strict=True))
+        print(f"json_yield / {other:10}{ratio:5.2f}  (to reach: {bar})")
+
+
+def environ(path: str, key: str) -> dict[str, Any]:
+    return {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path,
+        "QUERY_STRING": f"key={key}",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "127.0.0.1",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": BytesIO(),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+
+
+def held_bytes(path: str) -> float:
+    """Bytes that one more poll of `path` under a new key leaves behind."""
+    keep: list[Any] = []
+    app = pyramid_app(keep=keep)
+
+    def begin(numbered: range) -> None:
+        for number in numbered:
+            b"".join(app(environ(path, f"00000000-0000-4000-8000-{number:012}"), lambda status, headers: None))
+
+    begin(range(100))
+    gc.collect()
+    tracemalloc.start()
+    begin(range(100, 100 + SESSIONS))
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0] / SESSIONS
+    tracemalloc.stop()
+    return held
+
+
+def measure_memory() -> None:
+    ours, own = held_bytes("/numbers"), held_bytes("/kept")
+    print(
+        f"idle session {ours:.0f} bytes, its generator and request alone {own:.0f}: {ours - own:.0f} more (to reach: 2048)"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["serve"]:
+        {"pyramid": serve_pyramid, "cherrypy": serve_cherrypy}[arguments[1]](int(arguments[2]))
+        return
+    rounds, polls = (int(text) for text in (arguments + ["9", "2000"][len(arguments) :]))
+    measure_rates(rounds, polls)
+    measure_memory()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
