@@ -1,0 +1,27 @@
+"""pushdemo: a page shows what the server knows, as the server learns it.
+
+`config.include("pushdemo")` adds push to a Pyramid application; `main` is the demo application, its first user.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyramid.config import Configurator
+from pyramid.router import Router
+
+from pushdemo.addon import includeme
+from pushdemo.cache import memorize
+from pushdemo.yielding import json_yield
+
+__all__ = ["includeme", "json_yield", "main", "memorize"]
+
+
+def main(global_config: dict[str, str] | None = None, **settings: Any) -> Router:
+    """The demo application: `[app:main] use = egg:pushdemo`."""
+    with Configurator(settings=settings) as config:
+        config.include("pushdemo")
+        config.include("pyramid_jinja2")
+        config.include("pushdemo.routes")
+        config.scan("pushdemo.views")
+        return config.make_wsgi_app()

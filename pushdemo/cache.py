@@ -1,0 +1,191 @@
+"""memorize(duration): a value is computed once for everyone, and used for a while.
+
+Here are the decorator and what it makes of a function. How a call becomes a key is in keys.py, where values are kept in
+stores.py, who computes and who waits in flights.py, what each application has of its own in caches.py. Run by: any
+thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from pushdemo.caches import Caches, Seconds, UnknownFunctionError, checked, current, register
+from pushdemo.flights import Info, RecursiveCallError
+from pushdemo.keys import Signature, Values, key_of
+
+__all__ = ["Bound", "Caches", "Info", "Memorized", "RecursiveCallError", "UnknownFunctionError", "memorize"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+
+_serials = itertools.count()
+
+
+class Memorized(Generic[P, R]):
+    """A function whose values are kept; `memorize` makes it. Binds to objects as a function does."""
+
+    def __init__(self, function: Callable[P, R], name: str | None, options: dict[str, Any]) -> None:
+        update_wrapper(self, function)
+        qualname: str = getattr(function, "__qualname__", type(function).__qualname__)
+        self.place = f"{function.__module__}.{qualname}"
+        self.name = name or self.place
+        self.options = options
+        self.serial = next(_serials)
+        parent = qualname.rpartition(".")[0]
+        self._signature = Signature(function, method=parent != "" and not parent.endswith("<locals>"))
+        self._arity = self._signature.arity
+        self._function = function
+        register(self)
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        values = args if len(args) == self._arity and not kwargs else self._signature.values(args, kwargs)
+        try:
+            cache = current.get().opened[self.serial]
+            # quick_key() written out: calling it would take as long as what it does.
+            entry = cache.near[(*values, *map(type, values)) if values else values]
+            if cache.timer() < entry.fresh_until:
+                entry.used = True
+                cache.hits += 1
+                return entry.value  # type: ignore[no-any-return]
+        except (KeyError, TypeError):  # not called here so far, or a value that cannot be hashed
+            pass
+        return self._missed(values, partial(self._function, *args, **kwargs))
+
+    def _missed(self, values: Values, compute: Callable[[], R]) -> R:
+        cache = current.get().open(self)
+        return cache.get(key_of(values, cache.died), compute)  # type: ignore[no-any-return]
+
+    # What is taken from a class may be a class method or not, which type checkers cannot tell: so no parameters here.
+    @overload
+    def __get__(self, instance: None, owner: type) -> Memorized[..., R]: ...
+
+    @overload
+    def __get__(self: Memorized[Concatenate[Any, Q], R], instance: object, owner: type | None = ...) -> Bound[Q, R]: ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else Bound(self, instance)
+
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Forget the value of the call with these arguments, and the one that is being computed for it."""
+        cache = current.get().open(self)
+        cache.invalidate(key_of(self._signature.values(args, kwargs)))
+
+    def clear(self) -> None:
+        """Forget all values in the current application, and those that are being computed."""
+        current.get().open(self).clear()
+
+    def info(self) -> Info:
+        """What this function's calls in the current application came to."""
+        return current.get().open(self).info()
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # type: ignore[attr-defined,no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<memorized {self._function!r}>"
+
+
+class _ClassMethod(Memorized[P, R]):
+    """What `@memorize` makes of a class method; of a static method it makes a static method."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return Bound(self, type(instance) if owner is None else owner)
+
+
+class Bound(partial[R], Generic[P, R]):
+    """A memorized method, and the object or the class that it was taken from."""
+
+    func: Any
+    if TYPE_CHECKING:
+
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """`Memorized.invalidate` for this object."""
+        self.func.invalidate(*self.args, *args, **kwargs)
+
+    def clear(self) -> None:
+        """`Memorized.clear`: the method's values of all objects."""
+        self.func.clear()
+
+    def info(self) -> Info:
+        """`Memorized.info`: the method's calls on all objects."""
+        return self.func.info()  # type: ignore[no-any-return]
+
+
+@overload
+def memorize(function: Callable[P, R], /) -> Memorized[P, R]: ...
+
+
+@overload
+def memorize(
+    duration: Seconds | None = None,
+    *,
+    name: str | None = None,
+    maxsize: int | None = None,
+    stale: Seconds | None = None,
+    stale_if_error: Seconds | None = None,
+) -> Callable[[Callable[P, R]], Memorized[P, R]]: ...
+
+
+def memorize(
+    duration: Any = None,
+    *,
+    name: str | None = None,
+    maxsize: int | None = None,
+    stale: Seconds | None = None,
+    stale_if_error: Seconds | None = None,
+) -> Any:
+    """Decorate a function so that its value is computed once for everyone, and used for `duration` seconds.
+
+    Durations are numbers of seconds or timedeltas. What is left out is as the application has it, in its ini under
+    `pushdemo.memorize.duration` and so on. With a duration of 0 each call computes. `name` is what the ini and
+    `Caches.info` call the function, instead of `module.qualified_name`; `maxsize` is how many values are kept.
+
+    Calls with the same arguments share a value, however they are written; the same are equal ones of one type, lists
+    and dicts too. All callers are given the same object, so it must not be changed. While one caller computes, the
+    others wait and get its value or its exception; an exception is not kept. With `stale`, for so many seconds after
+    the duration the old value is given out at once while one caller computes the new one. With `stale_if_error`, for so
+    many seconds the old value takes the place of an exception, which is logged.
+
+    The result is called as the function is, and has `invalidate(*args, **kwargs)`, `clear()` and `info()`. On methods,
+    values do not keep the object alive; on class and static methods it stands above `@classmethod`, `@staticmethod`.
+
+    Raises TypeError or ValueError where it decorates, for an option or a function that will not do. A call can raise
+    RecursiveCallError (it asks for what it is computing) and TimeoutError (another has been computing for too long).
+    """
+    given = {"maxsize": maxsize, "stale": stale, "stale_if_error": stale_if_error}
+    bare = callable(duration) or isinstance(duration, staticmethod | classmethod)
+    if not bare:
+        given["duration"] = duration
+    options = checked(**{option: value for option, value in given.items() if value is not None})
+
+    def decorate(function: Any) -> Any:
+        if isinstance(function, staticmethod):
+            return staticmethod(decorate(function.__func__))
+        if isinstance(function, classmethod):
+            return _ClassMethod(_suitable(function.__func__), name, options)
+        return Memorized(_suitable(function), name, options)
+
+    return decorate(duration) if bare else decorate
+
+
+def _suitable(function: Any) -> Any:
+    if not callable(function):
+        raise TypeError(f"memorize decorates functions, not {function!r}")
+    called = function if inspect.isroutine(function) else function.__call__
+    if inspect.iscoroutinefunction(called):
+        raise TypeError(
+            f"memorize cannot keep what the coroutine function {function!r} returns: it can be awaited once"
+        )
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise TypeError(
+            f"memorize cannot keep what the generator function {function!r} returns: it can be read once. Memorize a "
+            "function that returns a list, or push the generator with json_yield or as the source of a topic"
+        )
+    return function

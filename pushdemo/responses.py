@@ -1,0 +1,156 @@
+"""A topic and a transport as a Pyramid response that any WSGI server can iterate, and that ours parks.
+
+Here a request is read (which transport, from where on), checked, and admitted or refused. Runs in the request's thread,
+which is free again before the stream begins, where the server offers `pushdemo.park`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyramid.httpexceptions import (
+    HTTPBadRequest,
+    HTTPException,
+    HTTPMethodNotAllowed,
+    HTTPNotAcceptable,
+    HTTPServiceUnavailable,
+)
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pushdemo.catalogue import Topics
+from pushdemo.places import Places
+from pushdemo.settings import Settings
+from pushdemo.subscriptions import LongPoll, Pace, Subscription
+from pushdemo.topics import Topic
+from pushdemo.transports import KINDS, STREAMS, Transport, longpoll
+
+ALLOWED = "GET, HEAD, OPTIONS"
+RETRY_AFTER = 5  # seconds, where there is no place: long enough for some client to have left
+
+# No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
+_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+
+class Clients:
+    """What admission and timing need, one for an application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.all = Places(settings.max_clients)
+        self.threads = Places(settings.max_threads)
+        self.origins = settings.cors_origins
+        self.pace = Pace(settings.heartbeat, settings.stall_timeout, settings.longpoll_timeout)
+
+
+def push(request: Request, *names: str) -> Response:
+    """The response that brings one topic to this client, or several, by the transport that it asks for.
+
+    Of several the client may choose some with `?topic=`, given as often as it likes; messages then bear their topic's
+    name. Raises KeyError for an unknown topic of `names`, and TypeError for none. What is wrong with the request is
+    raised as the Pyramid exception of its status: 400, 405, 406, or 503 when all places are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    headers = dict(_HEADERS, Vary="Accept, Origin" if clients.origins else "Accept")
+    headers |= _cross_origin(request, clients.origins)
+    if request.method == "OPTIONS":
+        return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
+    if request.method not in ("GET", "HEAD"):
+        raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
+    try:
+        return _respond(request, clients, _topics(request, names), headers)
+    except HTTPException as refusal:
+        refusal.headers.update({name: value for name, value in headers.items() if name not in _HEADERS})
+        raise
+
+
+def _respond(request: Request, clients: Clients, topics: Sequence[Topic], headers: dict[str, str]) -> Response:
+    transport = _transport(request, topics)
+    content_type = transport.response_type if transport else longpoll.response_type
+    headerlist = [("Content-Type", content_type), *headers.items()]
+    if request.method == "HEAD":
+        return Response(headerlist=headerlist, app_iter=())
+    catalogue: Topics = request.registry["pushdemo.topics"]
+    topic = topics[0] if len(topics) == 1 else catalogue.merged([topic.name for topic in topics])
+    last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id", "")
+    if transport and transport.name == "sse" and _is_over(topic, last_event_id):
+        return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
+    park = request.environ.get("pushdemo.park")
+    release = _admit(clients, parked=park is not None)
+    if transport is None:
+        return _long_poll(LongPoll(topic, clients.pace, last_event_id, release), park, headerlist)
+    body: Any = Subscription(topic, transport, clients.pace, last_event_id, release)
+    return Response(headerlist=headerlist, app_iter=park(body) if park else body)
+
+
+def _long_poll(poll: LongPoll, park: Callable[[LongPoll], Any] | None, headers: list[tuple[str, str]]) -> Response:
+    body = poll.open()
+    if body is None and park:
+        return Response(headerlist=headers, app_iter=park(poll))
+    try:
+        return Response(body=poll.wait() if body is None else body, headerlist=headers)
+    finally:
+        poll.close()
+
+
+def _is_over(topic: Topic, last_event_id: str) -> bool:
+    """Whether a client has all of a topic that has ended."""
+    if not topic.ended or not last_event_id:
+        return False
+    position, reset, backlog = topic.begin(last_event_id)
+    return position == topic.head and not reset and not backlog
+
+
+def _topics(request: Request, names: Sequence[str]) -> list[Topic]:
+    """Those of the view's topics that the request asks for."""
+    catalogue: Topics = request.registry["pushdemo.topics"]
+    if not names:
+        raise TypeError("push takes the name of a topic, or several")
+    wanted = request.GET.getall("topic") or names
+    for name in wanted:
+        if name not in names:
+            raise HTTPBadRequest(f"topic={name}: must be one of {', '.join(names)}")
+    return [catalogue[name] for name in dict.fromkeys(wanted)]
+
+
+def _transport(request: Request, topics: Sequence[Topic]) -> Transport | None:
+    """The streaming transport that the request asks for, or None for a long poll."""
+    known = [name for name, kind in KINDS.items() if all(kind.carries(topic.content_type) for topic in topics)]
+    wanted = request.GET.get("transport")
+    if wanted is not None and wanted not in KINDS:
+        raise HTTPBadRequest(f"transport={wanted}: must be one of {', '.join(known)}")
+    by_type = {media_type: name for name in known for media_type in KINDS[name].media_types}
+    if wanted is None:
+        acceptable = request.accept.acceptable_offers(list(by_type))
+        wanted = by_type[acceptable[0][0]] if acceptable else None
+    if wanted not in known:
+        types = ", ".join(f"{KINDS[name].media_types[0]} (transport={name})" for name in known)
+        raise HTTPNotAcceptable(f"{', '.join(topic.name for topic in topics)} comes as {types}")
+    return STREAMS.get(wanted)
+
+
+def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
+    """The headers that let a page of another origin read the response (Fetch standard, section 3.2, CORS protocol)."""
+    origin = request.headers.get("Origin")
+    if not origin or not ("*" in origins or origin in origins):
+        return {}
+    headers = {"Access-Control-Allow-Origin": "*" if "*" in origins else origin}
+    if request.method == "OPTIONS":
+        headers["Access-Control-Allow-Methods"] = "GET, HEAD"
+        headers["Access-Control-Allow-Headers"] = "Cache-Control, Last-Event-ID"
+        headers["Access-Control-Max-Age"] = "86400"
+    return headers
+
+
+def _admit(clients: Clients, *, parked: bool) -> Callable[[], None]:
+    """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back."""
+    places = clients.all if parked else clients.threads
+    if places.take():
+        return places.give
+    reason = f"all {places.limit} places for clients are taken (pushdemo.max_clients)"
+    if not parked:
+        reason = (
+            f"all {places.limit} threads that may hold a client are taken (pushdemo.max_threads); under the server "
+            "egg:pushdemo a client holds none"
+        )
+    raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)})

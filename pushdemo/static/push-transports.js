@@ -1,0 +1,158 @@
+/**
+ * The four ways in which messages come to the page, each a function that reads one connection until it is over.
+ *
+ * What lives here: wire formats. What must not: requests and bytes (push-connection.js), when to connect (push.js).
+ * Formats: RFC 2046, 5.1 (multipart); WHATWG HTML, 9.2 (server-sent events); one JSON object a line; one JSON object.
+ * A reader delivers what comes, returns where the server ends the connection, and throws a Stop for anything it knows.
+ */
+
+import { Stop } from "./push-connection.js";
+
+export const READERS = { multipart: readMultipart, sse: readEvents, jsonlines: readLines, longpoll: readPolls };
+
+const POLL_PATIENCE = 8; // heartbeats: a poll that takes longer has lost its server
+const AT_ONCE = 1000; // ms: a poll that takes longer has waited for its message
+
+async function readMultipart(connection) {
+  const { type, incoming } = await connection.stream("multipart/x-mixed-replace");
+  const boundary = /boundary=(?:"([^"]+)"|([^";\s]+))/i.exec(type);
+  if (!boundary) throw new Stop("waiting", `no boundary in ${type}`);
+  const delimiter = `--${boundary[1] ?? boundary[2]}`;
+  let line = await incoming.line();
+  while (line !== null && !line.startsWith(delimiter)) line = await incoming.line(); // the preamble
+  while (line === delimiter) line = await readPart(connection, incoming);
+  if (line === `${delimiter}--`) throw new Stop("ended");
+  if (line !== null) throw new Stop("waiting", `expected the boundary, got ${line.slice(0, 60)}`);
+}
+
+/** Reads one part, and gives the line behind it. Lines of its header block may come long before the rest. */
+async function readPart(connection, incoming) {
+  const headers = new Map();
+  let line;
+  while ((line = await incoming.line())) {
+    const colon = line.indexOf(":");
+    const [name, value] = [line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim()];
+    headers.set(name, value);
+    if (name === "x-reset") connection.reset();
+    if (name === "x-failing") connection.fail();
+    if (name === "x-retry") connection.retry = Number(value);
+  }
+  if (line === null) return null;
+  // Without a length the part is empty: its boundary line was sent ahead, and then the source finished.
+  if (!headers.has("content-length")) return incoming.line();
+  const body = await incoming.take(Number(headers.get("content-length")));
+  if (body === null) return null;
+  const content = contentOf(headers.get("content-type"), body);
+  connection.deliver({ id: headers.get("x-message-id"), topic: headers.get("x-topic"), content });
+  const end = await incoming.line();
+  return end === "" ? incoming.line() : end;
+}
+
+function contentOf(type = "text/plain", body) {
+  const essence = type.split(";")[0].trim().toLowerCase();
+  if (/[/+]json$/.test(essence)) return JSON.parse(new TextDecoder().decode(body));
+  return /^text\/|[/+]xml$/.test(essence) ? new TextDecoder().decode(body) : body;
+}
+
+async function readLines(connection) {
+  const { incoming } = await connection.stream("application/x-ndjson");
+  for (let line; (line = await incoming.line()) !== null; ) {
+    if (line) readItem(connection, JSON.parse(line));
+  }
+}
+
+function readItem(connection, { state, retry, id, topic, content }) {
+  if (state === undefined) connection.deliver({ id, topic, content });
+  else if (state === "reset") connection.reset();
+  else if (state === "failing") connection.fail();
+  else if (state === "waiting") connection.retry = retry;
+  else if (state === "done") throw new Stop("ended");
+}
+
+async function readPolls(connection) {
+  for (;;) {
+    const { atOnce, messages } = await poll(connection);
+    connection.healthy ||= !atOnce;
+    if (atOnce && !messages) throw new Stop("waiting", "the server answered without a message");
+  }
+}
+
+/** Asks once and delivers what comes; says how many messages came, and whether at once. */
+async function poll(connection) {
+  const asked = performance.now();
+  const patience = AbortSignal.timeout(POLL_PATIENCE * connection.heartbeat);
+  const response = await connection.request("application/json", AbortSignal.any([connection.signal, patience]));
+  const { state, messages = [], last_event_id: last, reset, retry } = await response.json();
+  connection.heard();
+  if (reset) connection.reset();
+  for (const { id, topic, content } of messages) connection.deliver({ id, topic, content });
+  if (last) connection.subscription.resumeAfter(last); // also where nothing came: the next poll goes on from here
+  if (state === "failing") connection.fail();
+  if (state === "done") throw new Stop("ended");
+  if (retry !== undefined) throw new Stop("waiting", "the server asked for a pause", retry);
+  return { atOnce: performance.now() - asked < AT_ONCE, messages: messages.length };
+}
+
+/**
+ * Reads an EventSource. It hides why it was refused, and the heartbeats too: a silent one may have nothing to say or be
+ * held back on the way. In both cases a poll in its place tells, and brings what there is.
+ */
+async function readEvents(connection) {
+  for (;;) {
+    const { refused } = await listenTo(connection);
+    if (!refused && !connection.bytes) throw connection.silence();
+    const { atOnce, messages } = await poll(connection);
+    if (refused) throw new Stop("stalled", "a stream of events was refused, a poll was not");
+    if (atOnce && messages) throw connection.silence();
+  }
+}
+
+/** Delivers an EventSource's events until it is refused, or silent for two heartbeats. */
+function listenTo(connection) {
+  connection.signal.throwIfAborted();
+  const source = new EventSource(connection.address());
+  let timer;
+  return new Promise((resolve, reject) => {
+    let open = false;
+    const wait = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => resolve({ refused: false }), 2 * connection.heartbeat);
+    };
+    const on = (name, act) => source.addEventListener(name, act);
+    const message = ({ type, lastEventId, data }) => {
+      wait();
+      connection.flowed();
+      connection.deliver({ id: lastEventId, topic: type === "message" ? undefined : type, content: valueOf(data) });
+    };
+    for (const name of ["message", ...connection.subscription.url.searchParams.getAll("topic")]) on(name, message);
+    on("reset", () => connection.reset());
+    on("failing", () => connection.fail());
+    on("end", () => reject(new Stop("ended")));
+    on("open", () => {
+      open = true;
+      wait();
+      connection.heard();
+    });
+    on("error", () => {
+      // Once the browser may connect again by itself, after the server's own pause; then the growing pause is ours.
+      if (!open || source.readyState === EventSource.CLOSED) return resolve({ refused: true });
+      open = false;
+      connection.subscription.tell("waiting", { reason: "the connection was lost" });
+    });
+    connection.signal.addEventListener("abort", () => reject(connection.stopped));
+    wait();
+  }).finally(() => {
+    clearTimeout(timer);
+    source.close();
+  });
+}
+
+/** An event's data comes without its type, but XML begins with "<", and JSON never does. */
+function valueOf(data) {
+  if (data.startsWith("<")) return data;
+  try {
+    return JSON.parse(data);
+  } catch {
+    return data;
+  }
+}

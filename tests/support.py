@@ -1,0 +1,208 @@
+"""What tests share: a real `pserve` on a free port, the server within the test's process, a browser, raw sockets."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pushdemo.server import Server
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 20.0  # seconds after which what a test waits for will not come; a noisy machine takes its time
+
+
+def require(found: object, what: str, package: str) -> None:
+    """Skip where a program is missing, and say how to get it; fail where everything must be there (CI=true)."""
+    if not found:
+        message = f"{what} is missing: install it (Debian: apt-get install {package})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message, allow_module_level=True)
+
+
+def wait_until(condition: Any, timeout: float = PATIENCE, what: str = "what the test waits for") -> Any:
+    """The first true value of `condition()`, asked for again and again; fails after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not come within {timeout} s")
+        threading.Event().wait(0.01)
+    return value
+
+
+class Pserve:
+    """A running `pserve`; `port` is the port that it listens on, `log` what it has printed."""
+
+    def __init__(self, process: subprocess.Popen[bytes], logfile: Path) -> None:
+        self.process = process
+        self.logfile = logfile
+        self.port = 0
+
+    @property
+    def log(self) -> str:
+        return self.logfile.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal, wait, and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def pserve(
+    tmp_path: Path, app: dict[str, Any] | None = None, server: dict[str, Any] | None = None, port: int = 0
+) -> Iterator[Pserve]:
+    """`pserve` with development.ini's text, the given keys of [app:main] and [server:main] set anew, on a free port."""
+    ini = (ROOT / "development.ini").read_text()
+    for section, values in (("app", app or {}), ("server", {"listen": f"127.0.0.1:{port}"} | (server or {}))):
+        head, start, body = ini.partition(f"[{section}:main]\n")
+        for key, value in values.items():
+            body = re.sub(rf"^{re.escape(key)} *=.*\n", "", body, flags=re.MULTILINE)
+            body = f"{key} = {value}\n{body}"
+        ini = head + start + body
+    path = tmp_path / f"test-{time.monotonic_ns()}.ini"
+    path.write_text(ini)
+    logfile = path.with_suffix(".log")
+    command = [str(Path(sys.executable).with_name("pserve")), str(path)]
+    with logfile.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path) as process:
+        running = Pserve(process, logfile)
+        try:
+            running.port = int(wait_until(lambda: _address(running), what="pserve's address").group(1))
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _address(running: Pserve) -> re.Match[str] | None:
+    if running.process.poll() is not None:
+        pytest.fail(f"pserve ended: {running.log}")
+    return re.search(r"Serving on http://127\.0\.0\.1:(\d+)", running.log)
+
+
+@contextmanager
+def serving(app: Any, **settings: Any) -> Iterator[Server]:
+    """Our server in a thread of this process, on a free port of 127.0.0.1 unless `settings` say where."""
+    if not {"listen", "unix_socket", "sockets"} & settings.keys():
+        settings["listen"] = "127.0.0.1:0"
+    server = Server(app, **settings)
+    thread = threading.Thread(target=server.run, name="test-server")
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def port_of(server: Server) -> int:
+    """The port that a server listens on."""
+    return int(server.addresses[0][1])
+
+
+class Client:
+    """A raw HTTP/1.1 client on one socket."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1", timeout: float = PATIENCE) -> None:
+        self.sock = socket.create_connection((host, port), timeout)
+        self.buffer = b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sock.close()
+
+    def get(self, path: str, *headers: str, version: str = "1.1", method: str = "GET") -> Client:
+        """Send a request."""
+        lines = [f"{method} {path} HTTP/{version}", "Host: localhost", *headers, "", ""]
+        self.sock.sendall("\r\n".join(lines).encode())
+        return self
+
+    def until(self, mark: bytes) -> bytes:
+        """What comes up to and with `mark`; EOFError when the connection ends before it."""
+        while mark not in self.buffer:
+            data = self.sock.recv(65_536)
+            if not data:
+                raise EOFError(self.buffer)
+            self.buffer += data
+        found, _, self.buffer = self.buffer.partition(mark)
+        return found + mark
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Status and headers (names in lower case) of the response."""
+        first, *lines = self.until(b"\r\n\r\n").decode("latin-1").rstrip("\r\n").split("\r\n")
+        return int(first.split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+    def exactly(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        while len(self.buffer) < size:
+            data = self.sock.recv(65_536)
+            if not data:
+                raise EOFError(self.buffer)
+            self.buffer += data
+        found, self.buffer = self.buffer[:size], self.buffer[size:]
+        return found
+
+    def chunk(self) -> bytes:
+        """The next chunk of a chunked response; b"" is the last."""
+        size = int(self.until(b"\r\n"), 16)
+        data = self.exactly(size)
+        assert self.exactly(2) == b"\r\n"
+        return data
+
+    def response(self) -> tuple[int, dict[str, str], bytes]:
+        """A whole response with a Content-Length."""
+        status, headers = self.head()
+        return status, headers, self.exactly(int(headers.get("content-length", 0)))
+
+    def rest(self) -> bytes:
+        """Everything up to the end of the connection."""
+        while data := self.sock.recv(65_536):
+            self.buffer += data
+        found, self.buffer = self.buffer, b""
+        return found
+
+
+CHROMIUM_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--disable-quic --no-first-run --window-size=1200,900"
+).split()
+
+
+@contextmanager
+def chromium(*flags: str) -> Iterator[Any]:
+    """A headless Chromium driven by Selenium; its console is read with `get_log("browser")`."""
+    require(shutil.which("chromium"), "Chromium", "chromium chromium-driver")
+    require(shutil.which("chromedriver"), "ChromeDriver", "chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in (*CHROMIUM_FLAGS, *flags):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    try:
+        yield driver
+    finally:
+        driver.quit()
