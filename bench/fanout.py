@@ -1,0 +1,176 @@
+"""What it costs to tell many clients at once: pushdemo, a bare loop of send(), and the servers people use instead.
+
+usage: python bench/fanout.py [--clients N] [--rate M] [--seconds S] [--rounds 3] [--only NAME ...]
+
+One run takes every server in turn, round after round, and prints the medians as Markdown; see README.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import multiprocessing
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+import process
+import tables
+from clients import Order, percentiles, request, run
+from launch import Running, running
+from servers import SERVERS, Server, describe
+
+RUN_LIMIT = 300.0  # seconds that one load may take
+PAGES, PAGES_LIMIT = 100, 10.0  # pages asked for beside the streams, seconds after which no more are
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One table: a load on every server that takes its `kind`."""
+
+    name: str
+    kind: str
+    path: str
+    clients: int
+    rate: float
+    seconds: float
+
+
+MODES = (
+    Mode("fanout", "streams", "/stream?transport=sse", 5_000, 10, 10),
+    Mode("hold", "streams", "/stream?transport=sse", 10_000, 1, 5),
+    Mode("polls", "polls", "/stream?transport=longpoll", 5_000, 1, 10),
+)
+
+
+def main() -> None:
+    options = arguments()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    chosen = [server for server in SERVERS if not options.only or server.name in options.only]
+    known = {server.name: describe(server, options.peers_python) for server in chosen}
+    print(tables.versions(known, options.peers_python), flush=True)
+    present = [server for server in chosen if not known[server.name][1]]
+    for mode in MODES:
+        if mode.name in options.mode:
+            mode = with_options(mode, options)
+            title = f"{mode.name}: {mode.clients:,} clients, {mode.rate:g} messages/s, {mode.seconds:g} s"
+            print(tables.table(mode.name, title, measure(mode, present, options)), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The fan-out benchmark; bench/README.md says how to read it.")
+    names = [server.name for server in SERVERS]
+    modes = [mode.name for mode in MODES]
+    parser.add_argument("--mode", nargs="+", choices=modes, default=modes, help="tables to make (default: all)")
+    parser.add_argument("--clients", type=int, help="clients (default: fanout and polls 5000, hold 10000)")
+    parser.add_argument("--rate", type=float, help="messages a second (default: fanout 10, hold and polls 1)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement (default: 10, hold 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: 3)")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"servers, of: {', '.join(names)}")
+    parser.add_argument("--transport", default="sse", help="of the streams, where the server offers several")
+    parser.add_argument("--peers-python", default=sys.executable, help="the Python that has the peers installed")
+    return parser.parse_args()
+
+
+def with_options(mode: Mode, options: argparse.Namespace) -> Mode:
+    given = {name: getattr(options, name) for name in ("clients", "rate", "seconds")}
+    path = mode.path.replace("sse", options.transport)
+    return replace(mode, path=path, **{name: value for name, value in given.items() if value is not None})
+
+
+def measure(mode: Mode, servers: list[Server], options: argparse.Namespace) -> tables.Samples:
+    """Every server's samples: the rounds interleave them, so that a change of the machine's mood touches all."""
+    samples: tables.Samples = {server.name: [] for server in servers if mode.kind in server.kinds}
+    for number in range(1, options.rounds + 1):
+        for server in servers:
+            if server.name in samples:
+                print(f"{mode.name} {number}/{options.rounds}: {server.name}", file=sys.stderr, flush=True)
+                samples[server.name].append(one_run(server, mode, options.peers_python))
+    return samples
+
+
+def one_run(server: Server, mode: Mode, python: str) -> tables.Sample | str:
+    """What was measured, or why nothing was."""
+    try:
+        with running(server, python, mode.rate, mode.clients) as started:
+            warm_up(started, mode.path)
+            idle = process.resident_bytes(process.family(started.pid))
+            order = Order(mode.kind, started.port, mode.path, mode.clients, mode.rate, mode.seconds, started.pid)
+            with load(order) as pipe:
+                sample = received(pipe) | received(pipe)
+                sample["added"] = sample["memory"] - idle
+                if mode.name == "fanout" and server.page:
+                    sample |= page_times(started.port)
+                if mode.name == "hold":
+                    sample["stop"] = started.stop()
+        return sample
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def warm_up(started: Running, path: str) -> None:
+    """Whatever a server makes only once for its first client shall not count as that of the others."""
+    with socket.create_connection(("127.0.0.1", started.port), timeout=10) as client:
+        client.sendall(request(path))
+        client.recv(4096)
+    if started.server.page:
+        for _ in range(20):
+            page_time(started.port)
+    time.sleep(1)
+
+
+def page_times(port: int) -> tables.Sample:
+    """Plain pages while the clients are told messages, asked for at odd moments."""
+    times: list[int] = []
+    until = time.monotonic() + PAGES_LIMIT
+    while len(times) < PAGES and time.monotonic() < until:
+        time.sleep(0.037)
+        times.append(page_time(port))
+    return percentiles("page", times)
+
+
+def page_time(port: int) -> int:
+    """Nanoseconds from connecting to the last byte of /page."""
+    begin = time.monotonic_ns()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/page")
+        answer = connection.getresponse()
+        if answer.status != 200 or answer.read() != b"a plain page":
+            raise RuntimeError(f"/page answered {answer.status}")
+    return time.monotonic_ns() - begin
+
+
+@contextlib.contextmanager
+def load(order: Order) -> Iterator[Connection]:
+    """The load process, connecting and then measuring; it ends when the pipe closes."""
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    child = context.Process(target=run, args=(other, order), daemon=True)
+    child.start()
+    other.close()
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+        child.join(10)
+        child.kill()
+        child.join()
+
+
+def received(pipe: Connection) -> tables.Sample:
+    if not pipe.poll(RUN_LIMIT):
+        raise TimeoutError(f"the load did not end within {RUN_LIMIT:g} s")
+    sample: tables.Sample = pipe.recv()
+    return sample
+
+
+if __name__ == "__main__":
+    main()

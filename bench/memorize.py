@@ -1,0 +1,316 @@
+"""What a memorized call costs, and what a hundred callers at once do, for `memorize` and for others of its trade.
+
+usage: memorize.py [ROUNDS]. Needs the package `dogpile.cache`. In every round each contender has its turn at each
+measurement; the order turns from round to round. Printed are medians over the rounds, ratios as medians of the rounds'
+own ratios: what the machine does meanwhile falls on all alike.
+
+A hit is one call of a function whose value is there. A miss is a call with an argument that is new, of a function that
+returns it; where the contender is bounded it keeps 1024 values. A stampede is 100 threads that call at one moment; the
+function takes 20 ms. Of the threads that did not compute, the slowest answer counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from statistics import median
+from typing import Any, NamedTuple
+
+import cachetools
+import cachetools.func
+from dogpile.cache import make_region
+
+from pushdemo.cache import memorize
+
+Function = Callable[..., Any]
+Decorate = Callable[[Function, float], Function]
+
+CALLS = 20_000
+MISSES = 3_000
+THREADS = 8
+CROWD = 100
+TAKES = 0.02  # seconds that the function of a stampede takes
+SHORT = 0.1  # seconds that a value is fresh in the stampede on an expired one
+LONG = 600.0
+
+OURS, TTL, POST = "memorize", "cachetools.func.ttl_cache", "the 2009 post's recipe"
+LRU = "functools.lru_cache"
+
+
+class Crowd(NamedTuple):
+    """A stampede: how often the function was called, how many callers got an exception, and times in ms.
+
+    `last`: until the last of all had its answer, `slowest`: the last of those who did not compute.
+    """
+
+    calls: int
+    exceptions: int
+    last: float
+    slowest: float
+
+
+def ours(function: Function, duration: float) -> Function:
+    return memorize(duration, stale=60)(function)
+
+
+def post(function: Function, duration: float) -> Function:
+    """The decorator as recipes of the time had it: one dict, a hash of the pickled call, the time beside the value."""
+    cache: dict[str, dict[str, Any]] = {}
+
+    @functools.wraps(function)
+    def memoized(*args: Any, **kwargs: Any) -> Any:
+        key = hashlib.sha1(pickle.dumps((function.__name__, args, kwargs))).hexdigest()
+        if key in cache and time.time() - cache[key]["time"] < duration:
+            return cache[key]["value"]
+        value = function(*args, **kwargs)
+        cache[key] = {"value": value, "time": time.time()}
+        return value
+
+    return memoized
+
+
+def plain(function: Function, duration: float) -> Function:
+    """The same with a tuple for its key: the least that a dict and a clock cost."""
+    cache: dict[Any, tuple[Any, float]] = {}
+
+    @functools.wraps(function)
+    def memoized(*args: Any, **kwargs: Any) -> Any:
+        key = (function.__name__, args, tuple(sorted(kwargs.items())))
+        if key in cache and time.time() - cache[key][1] < duration:
+            return cache[key][0]
+        value = function(*args, **kwargs)
+        cache[key] = (value, time.time())
+        return value
+
+    return memoized
+
+
+def condition(function: Function, duration: float) -> Function:
+    cache: cachetools.TTLCache[Any, Any] = cachetools.TTLCache(1024, duration)
+    return cachetools.cached(cache, condition=threading.Condition())(function)
+
+
+def dogpile(function: Function, duration: float) -> Function:
+    region = make_region().configure("dogpile.cache.memory", expiration_time=duration)
+    return region.cache_on_arguments()(function)
+
+
+CONTENDERS: dict[str, Decorate] = {
+    OURS: ours,
+    POST: post,
+    "the same, key not hashed": plain,
+    TTL: lambda function, duration: cachetools.func.ttl_cache(1024, duration)(function),
+    "cachetools.cached(condition=)": condition,
+    "dogpile.cache memory region": dogpile,
+    LRU: lambda function, _duration: functools.lru_cache(1024)(function),
+}
+
+
+def no_arguments() -> int:
+    return 1
+
+
+def two_arguments(a: int, b: str) -> int:
+    return 1
+
+
+def hit_none(decorate: Decorate) -> float:
+    """Nanoseconds of a hit with no arguments."""
+    call = decorate(no_arguments, LONG)
+    call()
+    start = time.perf_counter_ns()
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter_ns() - start) / CALLS
+
+
+def hit_two(decorate: Decorate) -> float:
+    """Nanoseconds of a hit with two arguments."""
+    call = decorate(two_arguments, LONG)
+    call(1, "b")
+    start = time.perf_counter_ns()
+    for _ in range(CALLS):
+        call(1, "b")
+    return (time.perf_counter_ns() - start) / CALLS
+
+
+def miss(decorate: Decorate) -> float:
+    """Nanoseconds of a miss, the cache being full."""
+
+    def same(number: int) -> int:
+        return number
+
+    call = decorate(same, LONG)
+    for number in range(1024):
+        call(number)
+    start = time.perf_counter_ns()
+    for number in range(1024, 1024 + MISSES):
+        call(number)
+    return (time.perf_counter_ns() - start) / MISSES
+
+
+def hit_threads(decorate: Decorate) -> float:
+    """Nanoseconds of a hit with no arguments, 8 threads taken together."""
+    call = decorate(no_arguments, LONG)
+    call()
+    gate = threading.Barrier(THREADS + 1)
+
+    def work() -> None:
+        gate.wait()
+        for _ in range(CALLS):
+            call()
+        gate.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    gate.wait()
+    start = time.perf_counter_ns()
+    gate.wait()
+    elapsed = time.perf_counter_ns() - start
+    for thread in threads:
+        thread.join()
+    return elapsed / (THREADS * CALLS)
+
+
+def expired(decorate: Decorate) -> Crowd:
+    return stampede(decorate, after=True)
+
+
+def raising(decorate: Decorate) -> Crowd:
+    return stampede(decorate, raises=True)
+
+
+def stampede(decorate: Decorate, *, after: bool = False, raises: bool = False) -> Crowd:
+    """100 threads at once: on a cold key, on one whose value is past its duration, or where the function raises."""
+    computed: list[int] = []
+    answers: dict[int, tuple[float, bool]] = {}
+
+    def slow() -> int:
+        computed.append(threading.get_ident())
+        time.sleep(TAKES)
+        if raises:
+            raise ValueError("no value")
+        return 1
+
+    call = decorate(slow, SHORT if after else LONG)
+    if after:
+        call()
+        time.sleep(SHORT)
+        computed.clear()
+    gate = threading.Barrier(CROWD)
+
+    def ask() -> None:
+        gate.wait()
+        start = time.perf_counter()
+        try:
+            call()
+        except ValueError:
+            raised = True
+        else:
+            raised = False
+        answers[threading.get_ident()] = (time.perf_counter() - start) * 1e3, raised
+
+    threads = [threading.Thread(target=ask) for _ in range(CROWD)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    others = [took for thread, (took, _) in answers.items() if thread not in computed]
+    exceptions = sum(raised for _, raised in answers.values())
+    return Crowd(len(computed), exceptions, max(took for took, _ in answers.values()), max(others, default=0.0))
+
+
+COSTS: dict[str, Callable[[Decorate], float]] = {
+    "hit, no arguments": hit_none,
+    "hit, 2 arguments": hit_two,
+    "hit, 8 threads": hit_threads,
+    "miss": miss,
+}
+CROWDS: dict[str, Callable[[Decorate], Crowd]] = {"cold": stampede, "expired": expired, "raising": raising}
+
+
+def measured(rounds: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, list[Crowd]]]]:
+    """For each measurement and contender a figure a round."""
+    costs: dict[str, dict[str, list[float]]] = {each: {name: [] for name in CONTENDERS} for each in COSTS}
+    crowds: dict[str, dict[str, list[Crowd]]] = {each: {name: [] for name in CONTENDERS} for each in CROWDS}
+    names = list(CONTENDERS)
+    for turn in range(rounds):
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        for each, cost in COSTS.items():
+            for name in order:
+                costs[each][name].append(cost(CONTENDERS[name]))
+        for each, crowd in CROWDS.items():
+            for name in order:
+                if not (each == "expired" and name == LRU):  # its values do not expire
+                    crowds[each][name].append(crowd(CONTENDERS[name]))
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr)
+    return costs, crowds
+
+
+def ratio(figures: dict[str, list[float]], name: str, other: str) -> float:
+    return median(mine / theirs for mine, theirs in zip(figures[name], figures[other], strict=True))
+
+
+def costs_table(costs: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    def cell(each: str, name: str) -> str:
+        return f"{median(costs[each][name]):,.0f} ({ratio(costs[each], name, TTL):.2f})"
+
+    rows = [[name, *(cell(each, name) for each in COSTS)] for name in CONTENDERS]
+    return [["ns a call (x ttl_cache)", *COSTS], *rows]
+
+
+def crowds_table(crowds: dict[str, dict[str, list[Crowd]]]) -> list[list[str]]:
+    def cell(samples: list[Crowd]) -> str:
+        if not samples:
+            return "-"
+        calls, exceptions, last, slowest = (median(each) for each in zip(*samples, strict=True))
+        raised = f", {exceptions:.0f} exceptions" if exceptions else ""
+        return f"{calls:.0f} calls{raised}; all answered in {last:.0f} ms, without computing in {slowest:.2f} ms"
+
+    rows = [[name, *(cell(crowds[each][name]) for each in CROWDS)] for name in CONTENDERS]
+    return [[f"{CROWD} threads at once", *CROWDS], *rows]
+
+
+def bars(costs: dict[str, dict[str, list[float]]], crowds: dict[str, dict[str, list[Crowd]]]) -> list[list[str]]:
+    """What `memorize` must reach, and what it reached."""
+    none, two = costs["hit, no arguments"], costs["hit, 2 arguments"]
+    threads = median(many / one for many, one in zip(costs["hit, 8 threads"][OURS], none[OURS], strict=True))
+    cold, old, raised = (crowds[each][OURS] for each in CROWDS)
+    fast = f"{max(each.calls for each in old)}; {median(each.slowest for each in old):.2f} ms in the median round"
+    return [
+        ["bar", "at most", "reached"],
+        ["hit, no arguments / ttl_cache", "0.45", f"{ratio(none, OURS, TTL):.2f}"],
+        ["hit, no arguments / the post's recipe", "0.40", f"{ratio(none, OURS, POST):.2f}"],
+        ["hit, 2 arguments / ttl_cache", "0.60", f"{ratio(two, OURS, TTL):.2f}"],
+        ["hit, 8 threads / one thread", "1", f"{threads:.2f}"],
+        ["calls, cold", "1", f"{max(each.calls for each in cold)}"],
+        ["calls, expired; slowest of the 99 others", "1; 1 ms", fast],
+        ["calls, raising (exceptions)", "1 (100)", f"{max(each.calls for each in raised)} ({raised[0].exceptions})"],
+    ]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def main(rounds: int) -> None:
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("cachetools", "dogpile.cache"))
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {libraries}; medians of {rounds} rounds\n")
+    costs, crowds = measured(rounds)
+    print(markdown(costs_table(costs)))
+    print(markdown(crowds_table(crowds)))
+    print(markdown(bars(costs, crowds)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
