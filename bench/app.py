@@ -5,6 +5,7 @@ usage: app.py PORT RATE. launch.py starts it, with the checkout and bench/peers 
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -42,6 +43,7 @@ def main(port: int, rate: float) -> None:
     app = config.make_wsgi_app()
     topic = app.registry["pushdemo.topics"]["bench"]
     threading.Thread(target=publish, args=(topic, rate), daemon=True).start()
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that had to wait
     Server(app, listen=f"127.0.0.1:{port}", threads=4).run()
 
 

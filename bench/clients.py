@@ -33,7 +33,7 @@ NAP = 0.001
 PATIENCE = 15.0  # seconds without a new answer after which those who still wait for one are given up
 UNDER_WAY = 256  # connections that wait for their first answer at a time
 CONNECTING = 60.0  # seconds after which no more are connected
-GRACE = 1.0  # seconds that late messages are waited for after a window
+GRACE = 10.0  # seconds after a window that its late messages are waited for
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,28 @@ class Clients:
         self.order = order
         self.epoll = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
+        self.unconnected: set[int] = set()
         self.cut: dict[int, bytes] = {}  # what a client has of a message or answer that is not whole yet
         self.received = 0
         self.lost = 0
         self.ahead = time.time_ns() - time.monotonic_ns()  # the kernel stamps by the clock on the wall
 
     def open(self, number: int) -> int:
-        """One more client with its request sent. Each 10,000 have a source address: it has but 28,000 ports."""
+        """One more client, which asks as soon as it is connected. Each 10,000 have a source address of their own."""
         client = socket.socket()
-        client.settimeout(PATIENCE)
+        client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         client.bind((f"127.0.0.{2 + number // 10_000}", 0))
-        client.connect(("127.0.0.1", self.order.port))
-        client.setblocking(False)
+        client.connect_ex(("127.0.0.1", self.order.port))
         self.sockets[client.fileno()] = client
-        self.epoll.register(client.fileno(), select.EPOLLIN)
-        self.ask(client.fileno(), self.order.path)
+        self.unconnected.add(client.fileno())
+        self.epoll.register(client.fileno(), select.EPOLLOUT)
         return client.fileno()
+
+    def connected(self, fd: int) -> None:
+        self.unconnected.remove(fd)
+        self.epoll.modify(fd, select.EPOLLIN)
+        self.ask(fd, self.order.path)
 
     def ask(self, fd: int, path: str) -> None:
         os.write(fd, request(path))
@@ -84,6 +89,9 @@ class Clients:
         """
         for fd, _ in self.epoll.poll(timeout, max(1, len(self.sockets))):
             try:
+                if fd in self.unconnected:
+                    self.connected(fd)
+                    continue
                 data, stamps, _, _ = self.sockets[fd].recvmsg(4096, 64)
             except OSError:
                 data = b""
@@ -96,6 +104,7 @@ class Clients:
     def drop(self, fd: int) -> None:
         self.epoll.unregister(fd)
         self.sockets.pop(fd).close()
+        self.unconnected.discard(fd)
         self.lost += 1
 
     def hold(self) -> list[float]:
@@ -196,11 +205,14 @@ class Polls(Clients):
 
     def hold(self) -> list[float]:
         """Connect all, without waiting for answers: a first poll may well wait for the next message."""
-        for number in range(self.order.clients):
-            self.open(number)
-            if number % UNDER_WAY == 0:
-                for fd, data, at in self.arrivals(0.02):
-                    self.take(fd, data, at)
+        opened, limit = 0, time.monotonic() + CONNECTING
+        while (opened < self.order.clients or self.unconnected) and time.monotonic() < limit:
+            while opened < self.order.clients and len(self.unconnected) < UNDER_WAY:
+                self.open(opened)
+                opened += 1
+            for fd, data, at in self.arrivals(0.1):
+                self.take(fd, data, at)
+        self.lost += self.order.clients - opened
         return []
 
     def take(self, fd: int, data: bytes, at: int) -> None:
@@ -258,9 +270,8 @@ def measure(clients: Clients) -> dict[str, float]:
     end, received = time.monotonic_ns(), clients.received - received
     after = [process.cpu_seconds(server), process.cpu_seconds(own), process.machine_seconds()]
     memory, threads = process.resident_bytes(server), process.threads(server)
-    clients.read(GRACE)
     cpu, load, machine = (late - early for early, late in zip(before, after, strict=True))
-    outcome = clients.outcome(begin, end)
+    outcome = late(clients, begin, end, held)
     return {
         "cpu_us": cpu / max(1, received) * 1e6,
         "cpu": cpu / order.seconds,
@@ -273,6 +284,16 @@ def measure(clients: Clients) -> dict[str, float]:
         "rate": outcome["published"] / order.seconds,
         "expected": outcome["published"] * held,
     }
+
+
+def late(clients: Clients, begin: int, end: int, held: int) -> dict[str, float]:
+    """The outcome of a window once all of the `held` clients have all of it, or GRACE is over."""
+    until = time.monotonic() + GRACE
+    while True:
+        clients.read(0.5)
+        outcome = clients.outcome(begin, end)
+        if outcome["delivered"] >= outcome["published"] * held or time.monotonic() > until:
+            return outcome
 
 
 def connect(clients: Clients) -> dict[str, float]:

@@ -24,10 +24,14 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 
 _serials = itertools.count()
+_caches = current.get  # a name of its own, as looking the method up would take a quarter of a hit's time
 
 
 class Memorized(Generic[P, R]):
     """A function whose values are kept; `memorize` makes it. Binds to objects as a function does."""
+
+    # What each hit reads: a slot is read faster than the dictionary that update_wrapper fills.
+    __slots__ = ("__dict__", "__weakref__", "_arity", "serial")
 
     def __init__(self, function: Callable[P, R], name: str | None, options: dict[str, Any]) -> None:
         update_wrapper(self, function)
@@ -45,7 +49,7 @@ class Memorized(Generic[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         values = args if len(args) == self._arity and not kwargs else self._signature.values(args, kwargs)
         try:
-            cache = current.get().opened[self.serial]
+            cache = _caches().opened[self.serial]
             # quick_key() written out: calling it would take as long as what it does.
             entry = cache.near[(*values, *map(type, values)) if values else values]
             if cache.timer() < entry.fresh_until:
@@ -57,7 +61,7 @@ class Memorized(Generic[P, R]):
         return self._missed(values, partial(self._function, *args, **kwargs))
 
     def _missed(self, values: Values, compute: Callable[[], R]) -> R:
-        cache = current.get().open(self)
+        cache = _caches().open(self)
         return cache.get(key_of(values, cache.died), compute)  # type: ignore[no-any-return]
 
     # What is taken from a class may be a class method or not, which type checkers cannot tell: so no parameters here.
@@ -72,16 +76,16 @@ class Memorized(Generic[P, R]):
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the value of the call with these arguments, and the one that is being computed for it."""
-        cache = current.get().open(self)
+        cache = _caches().open(self)
         cache.invalidate(key_of(self._signature.values(args, kwargs)))
 
     def clear(self) -> None:
         """Forget all values in the current application, and those that are being computed."""
-        current.get().open(self).clear()
+        _caches().open(self).clear()
 
     def info(self) -> Info:
         """What this function's calls in the current application came to."""
-        return current.get().open(self).info()
+        return _caches().open(self).info()
 
     def __reduce__(self) -> str:
         return self.__qualname__  # type: ignore[attr-defined,no-any-return]

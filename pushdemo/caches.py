@@ -109,6 +109,8 @@ class Caches:
 
     def open(self, function: Function) -> FunctionCache:
         """The state of `function` here, made at its first call."""
+        if (cache := self.opened.get(function.serial)) is not None:
+            return cache
         with self._lock:
             cache = self.opened.get(function.serial)
             if cache is None:

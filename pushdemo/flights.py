@@ -115,6 +115,9 @@ class FunctionCache:
         Raises what `compute` raised, here or for the other caller; RecursiveCallError if this thread is computing the
         key; TimeoutError if another has not come to an end within the wait.
         """
+        entry = self.near.get(key)
+        if entry is not None and (now := self.timer()) < entry.fresh_until:
+            return self._taken(entry, now).value
         self._bury()
         if not self._times.duration:
             return self._counted(compute)

@@ -147,9 +147,11 @@ class Sessions:
             if self._waiting >= self._waiters:
                 raise _busy(session)
             self._waiting += 1
-        got = session.turn.acquire(timeout=self._turn_timeout)
-        with self._lock:
-            self._waiting -= 1
+        try:
+            got = session.turn.acquire(timeout=self._turn_timeout)
+        finally:
+            with self._lock:
+                self._waiting -= 1
         if not got:
             raise _busy(session)
         return session

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from pushdemo import transports
 from pushdemo.messages import Message
+from pushdemo.pulls import Pull, Pulled
 from pushdemo.subscriptions import LongPoll, Subscription, retry_hint
 from pushdemo.topics import Topic
 
@@ -37,6 +38,14 @@ def chunk(data: bytes) -> bytes:
 
 def whole(data: bytes) -> bytes:
     """`data` as it is: a response that ends with its connection has no framing (RFC 9112 section 6.3)."""
+    return data
+
+
+def _chunks(data: bytes, last: bool) -> bytes:
+    return chunk(data) + (_LAST_CHUNK if last else b"")
+
+
+def _plain(data: bytes, last: bool) -> bytes:
     return data
 
 
@@ -103,7 +112,7 @@ class Group:
 
     def ending(self, last: bytes) -> bytes:
         """`last` and the end of the response."""
-        return self.frame(last) + (_LAST_CHUNK if self.frame is chunk else b"")
+        return (_chunks if self.frame is chunk else _plain)(last, True)
 
 
 class Feed:
@@ -122,7 +131,7 @@ class Hub:
     """Holds parked clients. Its thread starts with the first of them. `clock` counts seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._calls: deque[Callable[[], None]] = deque()  # any thread appends
         self._changed: deque[Topic] = deque()  # any thread appends
         self._rung = False  # any thread; a bell too many does no harm
@@ -132,24 +141,38 @@ class Hub:
         self._finished = False
         self._feeds: dict[Topic, Feed] = {}
         self._emptied: set[Feed] = set()
+        self.pulls: set[Pull] = set()
         self._swept = clock()
-        self._selector = selectors.DefaultSelector()
+        self.selector = selectors.DefaultSelector()
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
-        self._selector.register(self._ear, _READ)
+        self.selector.register(self._ear, _READ)
 
     # -- any thread
 
     def stream(self, sock: socket.socket, subscription: Subscription, *, chunked: bool, unsent: bytes) -> None:
         """Hold an open subscription; `unsent` is what is still to be written of its response so far."""
         client = Stream(sock, subscription, unsent)
-        self._call(lambda: self._adopt(client, chunk if chunked else whole))
+        self.call(lambda: self._adopt(client, chunk if chunked else whole))
 
     def poll(self, sock: socket.socket, poll: LongPoll, reply: Reply) -> None:
         """Hold a long poll that has joined its topic until there is an answer."""
         client = Poll(sock, poll, reply)
-        self._call(lambda: self._await(client))
+        self.call(lambda: self._await(client))
+
+    def pull(
+        self,
+        sock: socket.socket,
+        body: Pulled,
+        *,
+        chunked: bool,
+        unsent: bytes,
+        run: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """Hold a client that is given the next bytes when it has taken the last; `run` has workers make them."""
+        client = Pull(self, sock, body, _chunks if chunked else _plain, run)
+        self.call(lambda: self._begin(client, unsent))
 
     def stop(self, timeout: float = 1.5) -> None:
         """End every stream and answer every poll, with a hint when to come back; at most `timeout` seconds."""
@@ -159,7 +182,8 @@ class Hub:
         if thread:
             thread.join(timeout)
 
-    def _call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the hub's thread call `function`."""
         with self._lock:
             if not self._finished:
                 self._calls.append(function)
@@ -191,10 +215,12 @@ class Hub:
         self._finish()
 
     def _turn(self) -> None:
-        for key, events in self._selector.select(self._timeout()):
+        for key, events in self.selector.select(self._timeout()):
             client = key.data
             if client is None:
                 self._ear.recv(4096)
+            elif isinstance(client, Pull):
+                client.ready(events)
             elif events & _WRITE:
                 self._writable(client)
             elif isinstance(client, Stream):
@@ -207,15 +233,15 @@ class Hub:
         while self._changed:
             if feed := self._feeds.get(self._changed.popleft()):
                 self._deliver(feed)
-        if self._clock() >= self._swept + _SWEEP:
+        if self.clock() >= self._swept + _SWEEP:
             self._sweep()
         if self._emptied:
             self._tidy()
 
     def _timeout(self) -> float | None:
-        if not self._feeds:
+        if not self._feeds and not self.pulls:
             return None
-        return max(0.0, self._swept + _SWEEP - self._clock())
+        return max(0.0, self._swept + _SWEEP - self.clock())
 
     # -- feeds and groups
 
@@ -268,7 +294,7 @@ class Hub:
             else:
                 if sent != size:
                     stuck.append((client, sent))
-        group.written = self._clock()
+        group.written = self.clock()
         for client, sent in stuck:
             if sent < 0:
                 self._drop(client)
@@ -288,9 +314,9 @@ class Hub:
         key = (subscription.transport.name, frame)
         group = feed.groups.get(key)
         if group is None:
-            group = feed.groups[key] = Group(feed, subscription, frame, self._clock())
+            group = feed.groups[key] = Group(feed, subscription, frame, self.clock())
         client.group = group
-        self._selector.register(client.sock, _READ, client)
+        self.selector.register(client.sock, _READ, client)
         self._advance(client)
 
     def _advance(self, client: Stream) -> None:
@@ -311,7 +337,7 @@ class Hub:
             else:
                 if client in group.behind:
                     del group.behind[client]
-                    self._selector.modify(client.sock, _READ, client)
+                    self.selector.modify(client.sock, _READ, client)
                 group.current[client] = None
                 return
 
@@ -328,7 +354,7 @@ class Hub:
         if sent < len(client.rest):
             client.rest = client.rest[sent:]
             if sent:
-                client.progress = self._clock()
+                client.progress = self.clock()
             if client not in client.group.behind:
                 self._fall_behind(client)
             return False
@@ -344,8 +370,8 @@ class Hub:
             del group.current[client]
             client.subscription.position = group.feed.position
         group.behind[client] = None
-        client.progress = self._clock()
-        self._selector.modify(client.sock, _READ | _WRITE, client)
+        client.progress = self.clock()
+        self.selector.modify(client.sock, _READ | _WRITE, client)
 
     def _writable(self, client: Stream) -> None:
         self._advance(client)
@@ -375,11 +401,19 @@ class Hub:
         group = client.group
         group.current.pop(client, None)
         group.behind.pop(client, None)
-        self._selector.unregister(client.sock)
+        self.selector.unregister(client.sock)
         client.sock.close()
         client.subscription.close()
         if not group.current and not group.behind:
             self._emptied.add(group.feed)
+
+    # -- clients that pull
+
+    def _begin(self, client: Pull, unsent: bytes) -> None:
+        self.pulls.add(client)
+        client.start(unsent)
+        if self._stopping and not client.gone:
+            client.finish()
 
     # -- long polls
 
@@ -392,9 +426,9 @@ class Hub:
             self._reply(client, body)
             self._emptied.add(feed)
             return
-        client.deadline = self._clock() + client.poll.pace.longpoll_timeout
+        client.deadline = self.clock() + client.poll.pace.longpoll_timeout
         feed.polls[client] = None
-        self._selector.register(client.sock, _READ, client)
+        self.selector.register(client.sock, _READ, client)
 
     def _answer(self, feed: Feed, client: Poll, body: bytes) -> None:
         self._forget(feed, client)
@@ -403,7 +437,7 @@ class Hub:
     def _forget(self, feed: Feed, client: Poll) -> None:
         del feed.polls[client]
         with suppress(KeyError):  # not watched any more: see _overheard
-            self._selector.unregister(client.sock)
+            self.selector.unregister(client.sock)
         if not feed.polls:
             self._emptied.add(feed)
 
@@ -433,7 +467,7 @@ class Hub:
         except OSError:
             gone = True
         if not gone:
-            self._selector.unregister(client.sock)  # it would be reported for ever
+            self.selector.unregister(client.sock)  # it would be reported for ever
             return
         self._forget(feed, client)
         client.sock.close()
@@ -443,7 +477,9 @@ class Hub:
     # -- the clock and the end
 
     def _sweep(self) -> None:
-        now = self._swept = self._clock()
+        now = self._swept = self.clock()
+        for pull in list(self.pulls):
+            pull.sweep(now)
         for feed in list(self._feeds.values()):
             for group in list(feed.groups.values()):
                 for client in [c for c in group.behind if now - c.progress >= group.pace.stall_timeout]:
@@ -457,6 +493,8 @@ class Hub:
         """The server stops: everyone is told, and let go."""
         while self._calls:
             self._calls.popleft()()
+        for pull in list(self.pulls):
+            pull.finish()
         for feed in list(self._feeds.values()):
             for group in list(feed.groups.values()):
                 for client in list(group.current):
@@ -472,7 +510,7 @@ class Hub:
             self._finished = True
         while self._calls:
             self._calls.popleft()()
-        self._selector.close()
+        self.selector.close()
         self._ear.close()
         self._bell.close()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -24,14 +25,16 @@ from waitress.adjustments import asbool
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, create_server
-from waitress.task import WSGITask
+from waitress.task import ThreadedTaskDispatcher, WSGITask
 
 from pushdemo.hub import Hub
+from pushdemo.pulls import Pulled
 from pushdemo.subscriptions import LongPoll, Subscription, retry_hint
 
 log = logging.getLogger("pushdemo")
 
 Application = Callable[..., Any]
+Waiting = Subscription | LongPoll | Pulled
 
 _CONNECTION_LIMIT = 1_000  # connections between two requests; waitress's own 100 are soon those of a few open pages
 
@@ -43,7 +46,7 @@ class Parked(BaseException):
 class Offer:
     """A body that may be parked: it is where the server itself receives it, and is not where a middleware does."""
 
-    def __init__(self, task: ParkingTask, client: Subscription | LongPoll) -> None:
+    def __init__(self, task: ParkingTask, client: Waiting) -> None:
         self.client = client
         self.accepted = False
         self._task = task
@@ -52,7 +55,7 @@ class Offer:
         if not self.accepted:
             return self._in_thread()
         self._task.parked = self.client
-        return iter((self.client.open(),)) if isinstance(self.client, Subscription) else iter(())
+        return iter(()) if isinstance(self.client, LongPoll) else iter((self.client.open(),))
 
     def _in_thread(self) -> Iterator[bytes]:
         if isinstance(self.client, LongPoll):
@@ -76,13 +79,22 @@ class Offer:
 class ParkingTask(WSGITask):
     """A request whose response may outlive its thread."""
 
-    parked: Subscription | LongPoll | None = None
+    parked: Waiting | None = None
     answered = False
 
     def service(self) -> None:
         """As in waitress, but nothing is left to do for a long poll that the hub has answered."""
-        if not self.answered:
+        if self.answered:
+            return
+        handed_over = False
+        try:
             super().service()
+        except Parked:
+            handed_over = True
+            raise
+        finally:
+            if self.parked is not None and not handed_over:  # its client left before the first bytes
+                self.parked.close()
 
     def get_environment(self) -> dict[str, Any]:
         """waitress's environ, with the offer to park."""
@@ -137,7 +149,11 @@ class ParkingChannel(HTTPChannel):
         else:
             self.socket = None
             self.requests.pop().close()
-            self.server.hub.stream(sock, client, chunked=task.chunked_response, unsent=unsent)
+            chunked = task.chunked_response
+            if isinstance(client, Subscription):
+                self.server.hub.stream(sock, client, chunked=chunked, unsent=unsent)
+            else:
+                self.server.hub.pull(sock, client, chunked=chunked, unsent=unsent, run=self.server.workers.run)
 
 
 def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) -> ParkingTask:
@@ -181,6 +197,51 @@ class PolledChannel:
         channel.finish(task)
 
 
+class Work:
+    """A function as a task of waitress's threads."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def service(self) -> None:
+        """Run it; waitress calls this in one of its threads, and logs what it raises."""
+        self._function()
+
+    def cancel(self) -> None:
+        """The server stops before it came to it."""
+
+
+class Workers:
+    """Lends waitress's threads to functions that take their time, but never the last one: pages go on answering."""
+
+    def __init__(self, dispatcher: ThreadedTaskDispatcher, limit: int) -> None:
+        self._dispatcher = dispatcher
+        self._lock = threading.Lock()  # guards what follows
+        self._free = limit
+        self._queue: deque[Callable[[], None]] = deque()
+
+    def run(self, function: Callable[[], None]) -> None:
+        """Have a thread call `function` as soon as one is free. Any thread may ask."""
+        with self._lock:
+            if not self._free:
+                self._queue.append(function)
+                return
+            self._free -= 1
+        self._dispatcher.add_task(Work(partial(self._serve, function)))
+
+    def _serve(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        finally:
+            with self._lock:
+                following = self._queue.popleft() if self._queue else None
+                self._free += following is None
+            if following:
+                self._dispatcher.add_task(Work(partial(self._serve, following)))
+
+
 class Server:
     """A waitress server whose waiting responses are parked; `settings` are waitress's.
 
@@ -199,11 +260,13 @@ class Server:
         self._adj = self._server.adj
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         spare_threads = threading.BoundedSemaphore(max(1, self._adj.threads - 1))
+        workers = Workers(self._server.task_dispatcher, max(1, self._adj.threads - 1))
         for listener in self._listeners:
             listener.channel_class = ParkingChannel
             listener.application = _outermost(listener.application)
             listener.hub = self.hub
             listener.spare_threads = spare_threads
+            listener.workers = workers
 
     @property
     def addresses(self) -> list[tuple[str, Any]]:

@@ -62,7 +62,8 @@ class Store(Protocol):
     def settle(self, key: Key, claim: object, entry: Entry | None) -> bool:
         """End the claim, and put `entry` unless it is None.
 
-        False, with nothing put, if the claim had ended before: so a value whose key was deleted meanwhile is not kept. Raises TypeError for a value that the store cannot carry; that ends the claim too.
+        False, with nothing put, if the claim had ended before: so a value whose key was deleted meanwhile is not kept.
+        Raises TypeError for a value that the store cannot carry; that ends the claim too.
         """
 
     def delete(self, key: Key) -> None:
@@ -155,7 +156,8 @@ class _Bounded(TLRUCache[Key, Entry]):
 
     def popitem(self) -> tuple[Key, Entry]:
         key, entry = super().popitem()
-        for _ in range(len(self) + 1):
+        # Once round at most: other threads go on marking.
+        for _ in range(self.maxsize):
             if not entry.used:
                 break
             entry.used = False

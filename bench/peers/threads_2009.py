@@ -6,6 +6,7 @@ on its own, and what it sends is memorized; here for one period, so that there a
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ def main(port: int, rate: float, clients: int) -> None:
         for name, view in {"stream": stream, "page": page}.items():
             config.add_route(name, f"/{name}")
             config.add_view(view, route_name=name)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that had to wait
     serve(
         config.make_wsgi_app(),
         listen=f"127.0.0.1:{port}",

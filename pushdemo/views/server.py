@@ -21,10 +21,13 @@ class ServerController:
         return self.request.push("server")
 
 
-@view_config(route_name="home", renderer="pushdemo:templates/index.jinja2")
+@view_config(route_name="home", request_method="GET", renderer="pushdemo:templates/index.jinja2")
 def home(request: Request) -> dict[str, Any]:
     """The page that appends each message to a list."""
+    settings = request.registry["pushdemo.settings"]
     return {
-        "interval": request.registry["pushdemo.settings"].interval,
+        "interval": settings.interval,
+        "duration": settings.memorize_duration,
+        "heartbeat": settings.heartbeat,
         "url": request.route_path("server"),
     }

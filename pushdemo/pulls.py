@@ -1,0 +1,153 @@
+"""Parked clients that are given the next bytes only when they have taken the last: a generator's, which waits for them.
+
+What makes the bytes may take long and is the application's code, so a worker thread runs it; while the client reads, it
+holds no thread. Only the hub's thread calls a `Pull`; `Pulled.pull` and `Pulled.close` run in workers.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from pushdemo.subscriptions import Pace, retry_hint
+from pushdemo.transports import Transport
+
+if TYPE_CHECKING:
+    from pushdemo.hub import Hub
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Pulled(Protocol):
+    """The body of such a response. One thread at a time calls it."""
+
+    pace: Pace
+    transport: Transport
+
+    def open(self) -> bytes:
+        """The first bytes."""
+
+    def pull(self) -> bytes | None:
+        """The next bytes, as long as they take; None at the end."""
+
+    def close(self) -> None:
+        """The client is gone."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All of it, made in the thread that iterates."""
+
+
+class Pull:
+    """One such client in the hub. `run` has a function run by a worker thread, soon."""
+
+    __slots__ = ("body", "busy", "ending", "gone", "hub", "progress", "rest", "run", "sock", "wrap")
+
+    def __init__(
+        self,
+        hub: Hub,
+        sock: socket.socket,
+        body: Pulled,
+        wrap: Callable[[bytes, bool], bytes],
+        run: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.hub = hub
+        self.sock = sock
+        self.body = body
+        self.wrap = wrap  # frames bytes; the last of a response, where the second argument is true
+        self.run = run
+        self.rest = memoryview(b"")  # what the socket has not taken yet
+        self.busy = False  # a worker is making the next bytes
+        self.ending = False  # nothing follows `rest`
+        self.gone = False
+        self.progress = hub.clock()  # when something was last written
+
+    def start(self, unsent: bytes) -> None:
+        """Send what is still unsent of the response so far, and go on."""
+        self.hub.selector.register(self.sock, _READ, self)
+        self._send(unsent)
+
+    def ready(self, events: int) -> None:
+        """The socket can be written, or the client has left or sends what nobody asked for."""
+        if self.gone:
+            return
+        if events & _WRITE:
+            self._send(self.rest)
+            return
+        try:
+            left = not self.sock.recv(65_536)
+        except BlockingIOError:
+            return
+        except OSError:
+            left = True
+        if left:
+            self.drop()
+
+    def sweep(self, now: float) -> None:
+        """Drop a client that does not read; keep the connection alive while the generator takes its time."""
+        pace = self.body.pace
+        if self.rest and now - self.progress >= pace.stall_timeout:
+            self.drop()
+        elif self.busy and now - self.progress >= pace.heartbeat:
+            self._send(self.wrap(self.body.transport.notice("heartbeat"), False))
+
+    def finish(self) -> None:
+        """The server stops."""
+        if not self.rest:
+            with suppress(OSError):
+                self.sock.send(self.wrap(self.body.transport.retry(retry_hint()), True))
+        self.drop()
+
+    def drop(self) -> None:
+        """The client is gone, or is to go. Its body is closed when it does not run any more."""
+        self.gone = True
+        self.rest = memoryview(b"")
+        self.hub.selector.unregister(self.sock)
+        self.sock.close()
+        self.hub.pulls.discard(self)
+        if not self.busy:
+            self.run(self.body.close)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        waited = bool(self.rest)
+        try:
+            sent = self.sock.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.drop()
+            return
+        if sent:
+            self.progress = self.hub.clock()
+        self.rest = memoryview(data)[sent:]
+        if bool(self.rest) != waited:
+            self.hub.selector.modify(self.sock, _READ | _WRITE if self.rest else _READ, self)
+        if self.rest or self.busy:
+            return
+        if self.ending:
+            self.drop()
+        else:
+            self.busy = True
+            self.run(self._work)
+
+    def _work(self) -> None:
+        """In a worker: the next bytes."""
+        data: bytes | None = None
+        try:
+            data = self.body.pull()
+        finally:
+            self.hub.call(lambda: self._pulled(data))
+
+    def _pulled(self, data: bytes | None) -> None:
+        self.busy = False
+        if self.gone:
+            self.run(self.body.close)
+            return
+        self.ending = data is None
+        framed = self.wrap(self.body.transport.notice("end") if data is None else data, self.ending)
+        if self.rest:  # a heartbeat has filled the socket
+            self.rest = memoryview(b"".join((self.rest, framed)))
+        else:
+            self._send(framed)
