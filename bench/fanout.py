@@ -45,7 +45,7 @@ class Mode:
 MODES = (
     Mode("fanout", "streams", "/stream?transport=sse", 5_000, 10, 10),
     Mode("hold", "streams", "/stream?transport=sse", 10_000, 1, 5),
-    Mode("polls", "polls", "/stream?transport=longpoll", 5_000, 1, 10),
+    Mode("polls", "polls", "/stream?transport=longpoll", 5_000, 0.2, 15),
 )
 
 
@@ -70,8 +70,8 @@ def arguments() -> argparse.Namespace:
     modes = [mode.name for mode in MODES]
     parser.add_argument("--mode", nargs="+", choices=modes, default=modes, help="tables to make (default: all)")
     parser.add_argument("--clients", type=int, help="clients (default: fanout and polls 5000, hold 10000)")
-    parser.add_argument("--rate", type=float, help="messages a second (default: fanout 10, hold and polls 1)")
-    parser.add_argument("--seconds", type=float, help="length of one measurement (default: 10, hold 5)")
+    parser.add_argument("--rate", type=float, help="messages a second (default: fanout 10, hold 1, polls 0.2)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement (default: fanout 10, hold 5, polls 15)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: 3)")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"servers, of: {', '.join(names)}")
     parser.add_argument("--transport", default="sse", help="of the streams, where the server offers several")

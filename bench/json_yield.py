@@ -1,12 +1,14 @@
 """Polls a second and memory of `json_yield`, beside a bare Pyramid JSON view and the 2010 post's decorator on CherryPy.
 
-usage: json_yield.py [ROUNDS [POLLS]]. Needs the package `cherrypy`. Both Pyramid views are served by one waitress, the
-post's decorator by CherryPy's own server, each server in a process of its own with 4 threads. In every round each of the
-three gets POLLS polls over 4 kept connections, one key a connection, from 4 threads in this process; the order turns
-from round to round. Printed are medians over the rounds, and the medians of the rounds' ratios.
+usage: json_yield.py [ROUNDS [POLLS]]. Needs the package `cherrypy`. Linux only. Both Pyramid views are served by one
+waitress, the post's decorator by CherryPy's own server, each server in a process of its own with 4 threads. The load is
+this process: 4 kept connections to each of the three, one key a connection, one poll under way on each at any time. In
+every round each of the three gets POLLS polls; rounds are short and their order turns, so that what else the machine
+does falls on all three alike. Printed are medians over the rounds, the medians of the rounds' ratios, and the CPU time
+that the server used for a poll.
 
-The bytes of an idle session are what tracemalloc finds, for 10,000 sessions begun through Pyramid and each polled once,
-less what it finds for 10,000 views that only keep their started generator, which keeps its request, in a list.
+The bytes of an idle session are what tracemalloc finds for 10,000 sessions begun through Pyramid and polled once each,
+less what it finds for 10,000 requests to a view that does no more than put its started generator into a list.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import logging
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 from collections.abc import Generator
 from io import BytesIO
 from typing import Any
 
+from process import cpu_seconds
 from pyramid.config import Configurator
 
 THREADS = 4
@@ -67,6 +70,7 @@ def pyramid_app(*, keep: list[Any] | None = None) -> Any:
 def serve_pyramid(port: int) -> None:
     import waitress
 
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # four connections in turn are no news
     waitress.serve(pyramid_app(), host="127.0.0.1", port=port, threads=THREADS, _quiet=True)
 
 
@@ -110,46 +114,41 @@ def serve_cherrypy(port: int) -> None:
 
 
 class Connection:
-    """One kept connection that polls one path; it reads no more of an answer than its length and its end."""
+    """One kept connection that polls one path; it reads no more of an answer than its status, length and end."""
 
     def __init__(self, port: int, path: str) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request = f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
 
-    def poll(self) -> bytes:
+    def send(self) -> None:
         self.socket.sendall(self.request)
+
+    def receive(self) -> None:
         answer = b""
         while (end := answer.find(b"\r\n\r\n")) < 0:
-            answer += self._receive()
+            answer += self._more()
         head = answer[:end].lower()
         assert head.startswith(b"http/1.1 200"), answer
-        start = head.index(b"content-length:") + len(b"content-length:")
-        length = int(head[start:].split(b"\r\n", 1)[0])
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
         while len(answer) < end + 4 + length:
-            answer += self._receive()
-        return answer[end + 4 :]
+            answer += self._more()
 
-    def _receive(self) -> bytes:
+    def _more(self) -> bytes:
         data = self.socket.recv(65536)
         assert data, "the server closed a kept connection"
         return data
 
 
-def rate(connections: list[Connection], polls: int) -> float:
-    """Polls a second over all connections, each from a thread of its own."""
-
-    def run(connection: Connection) -> None:
-        for _ in range(polls // len(connections)):
-            connection.poll()
-
-    threads = [threading.Thread(target=run, args=(connection,)) for connection in connections]
+def seconds(connections: list[Connection], polls: int) -> float:
+    """The time that so many polls took, over all connections."""
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return polls / (time.perf_counter() - began)
+    for _ in range(polls // len(connections)):
+        for connection in connections:
+            connection.send()
+        for connection in connections:
+            connection.receive()
+    return time.perf_counter() - began
 
 
 def free_port() -> int:
@@ -169,41 +168,50 @@ def await_port(port: int) -> None:
             time.sleep(0.05)
 
 
+TARGETS = {"bare view": ("pyramid", "/bare"), "json_yield": ("pyramid", "/numbers"), "post": ("cherrypy", "/numbers")}
+BARS = {"bare view": 0.85, "post": 1.6}
+
+
 def measure_rates(rounds: int, polls: int) -> None:
-    ports = {"pyramid": free_port(), "cherrypy": free_port()}
-    servers = [subprocess.Popen([sys.executable, __file__, "serve", name, str(port)]) for name, port in ports.items()]
+    ports = {name: free_port() for name in ("pyramid", "cherrypy")}
+    servers = {
+        name: subprocess.Popen([sys.executable, __file__, "serve", name, str(port)]) for name, port in ports.items()
+    }
     try:
         for port in ports.values():
             await_port(port)
-        targets = {
-            "bare view": ("pyramid", "/bare"),
-            "json_yield": ("pyramid", "/numbers"),
-            "post": ("cherrypy", "/numbers"),
-        }
-        connections = {
+        load = {
             name: [Connection(ports[server], f"{path}?key=client-{number}") for number in range(THREADS)]
-            for name, (server, path) in targets.items()
+            for name, (server, path) in TARGETS.items()
         }
-        rates: dict[str, list[float]] = {name: [] for name in targets}
-        for name in targets:
-            rate(connections[name], polls // 4)  # warm
-        for number in range(rounds):
-            order = list(targets)[number % 3 :] + list(targets)[: number % 3]
-            for name in order:
-                rates[name].append(rate(connections[name], polls))
+        rates: dict[str, list[float]] = {name: [] for name in TARGETS}
+        cpu = dict.fromkeys(TARGETS, 0.0)
+        for number in range(-3, rounds):  # the first three warm up
+            turn = number % len(TARGETS)
+            for name in list(TARGETS)[turn:] + list(TARGETS)[:turn]:
+                pids = [servers[TARGETS[name][0]].pid]
+                used = cpu_seconds(pids)
+                took = seconds(load[name], polls)
+                if number >= 0:
+                    rates[name].append(polls / took)
+                    cpu[name] += cpu_seconds(pids) - used
     finally:
-        for server in servers:
+        for server in servers.values():
             server.terminate()
+        for server in servers.values():
             server.wait(10)
-    report(rates)
+    report(rates, {name: cpu[name] / rounds / polls for name in TARGETS})
 
 
-def report(rates: dict[str, list[float]]) -> None:
+def report(rates: dict[str, list[float]], cpu: dict[str, float]) -> None:
     for name, values in rates.items():
-        print(f"{name:12}{statistics.median(values):8.0f} polls/s  ({min(values):.0f} to {max(values):.0f})")
-    for other, bar in [("bare view", 0.85), ("post", 1.6)]:
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(
+            f"{name:11}{middle:6.0f} polls/s (quartiles {low:.0f}, {high:.0f}), {cpu[name] * 1e6:4.0f} us of CPU a poll"
+        )
+    for other, bar in BARS.items():
         ratio = statistics.median(ours / its for ours, its in zip(rates["json_yield"], rates[other], strict=True))
-        print(f"json_yield / {other:10}{ratio:5.2f}  (to reach: {bar})")
+        print(f"json_yield to {other:10}{ratio:5.2f} (to reach: {bar})")
 
 
 def environ(path: str, key: str) -> dict[str, Any]:
@@ -248,7 +256,7 @@ def held_bytes(path: str) -> float:
 def measure_memory() -> None:
     ours, own = held_bytes("/numbers"), held_bytes("/kept")
     print(
-        f"idle session {ours:.0f} bytes, its generator and request alone {own:.0f}: {ours - own:.0f} more (to reach: 2048)"
+        f"idle session {ours:.0f} bytes; its generator with its request {own:.0f}: {ours - own:.0f} more (to reach: 2048)"
     )
 
 
@@ -256,7 +264,7 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["serve"]:
         {"pyramid": serve_pyramid, "cherrypy": serve_cherrypy}[arguments[1]](int(arguments[2]))
         return
-    rounds, polls = (int(text) for text in (arguments + ["9", "2000"][len(arguments) :]))
+    rounds, polls = (int(text) for text in (arguments + ["60", "200"][len(arguments) :]))
     measure_rates(rounds, polls)
     measure_memory()
 

@@ -42,7 +42,7 @@ def whole(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes, last: bool) -> bytes:
-    return chunk(data) + (_LAST_CHUNK if last else b"")
+    return (chunk(data) if data else b"") + (_LAST_CHUNK if last else b"")  # an empty chunk would be the last one
 
 
 def _plain(data: bytes, last: bool) -> bytes:
@@ -421,6 +421,7 @@ class Hub:
         if self._stopping:
             self._send_off(client)
             return
+        client.poll.join()
         feed = self._feed(client.poll.topic)
         if (body := client.poll.answer()) is not None:
             self._reply(client, body)

@@ -33,6 +33,7 @@ class MergedTopic(Topic):
         for part in self.parts:
             part.listen(self._pull)
             part.join()
+        self._take_over()  # what came since the first client asked where to begin
         self.ended = all(part.ended for part in self.parts)
 
     def stop(self) -> None:

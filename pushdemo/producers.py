@@ -49,10 +49,15 @@ class Producer:
         self._running = False  # a thread is at work; under the topic's lock, as are the next two
         self._left: float | None = None  # when the last client went
         self._due = 0.0  # when the next value is wanted: kept over a stop, so that a reload does not hurry the source
-        self.fresh = True  # see Source
+        self._fresh = True  # since it began to run, it has made a value, or the last one was not old yet
         self._closed = False
 
     # -- called by the topic, under its lock
+
+    @property
+    def fresh(self) -> bool:
+        """See Source."""
+        return self._fresh if self._running else self.topic.clock() < self._due
 
     def start(self) -> None:
         """The first client has come."""
@@ -61,7 +66,7 @@ class Producer:
             self.topic.changed.notify_all()
         elif not self._closed:
             self._running = True
-            self.fresh = self.topic.clock() < self._due
+            self._fresh = self.topic.clock() < self._due
             threading.Thread(target=self._run, name=f"pushdemo-source-{self.topic.name}", daemon=True).start()
 
     def stop(self) -> None:
@@ -91,7 +96,7 @@ class Producer:
                         break
                     values, failures = None, failures + 1
                     self._failed(failures)
-                self.fresh = True
+                self._fresh = True
             _dispose(values)
 
     def _values(self) -> Iterator[Any]:

@@ -31,7 +31,7 @@ class Pulled(Protocol):
         """The first bytes."""
 
     def pull(self) -> bytes | None:
-        """The next bytes, as long as they take; None at the end."""
+        """The next bytes, however long they take; None when there are no more."""
 
     def close(self) -> None:
         """The client is gone."""
@@ -146,7 +146,7 @@ class Pull:
             self.run(self.body.close)
             return
         self.ending = data is None
-        framed = self.wrap(self.body.transport.notice("end") if data is None else data, self.ending)
+        framed = self.wrap(data or b"", self.ending)
         if self.rest:  # a heartbeat has filled the socket
             self.rest = memoryview(b"".join((self.rest, framed)))
         else:

@@ -24,13 +24,13 @@ from pushdemo.places import Places
 from pushdemo.settings import Settings
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
-from pushdemo.transports import KINDS, STREAMS, Transport, longpoll
+from pushdemo.transports import KINDS, STREAMS
 
 ALLOWED = "GET, HEAD, OPTIONS"
 RETRY_AFTER = 5  # seconds, where there is no place: long enough for some client to have left
 
 # No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
-_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
 class Clients:
@@ -51,7 +51,7 @@ def push(request: Request, *names: str) -> Response:
     raised as the Pyramid exception of its status: 400, 405, 406, or 503 when all places are taken.
     """
     clients: Clients = request.registry["pushdemo.clients"]
-    headers = dict(_HEADERS, Vary="Accept, Origin" if clients.origins else "Accept")
+    headers = dict(HEADERS, Vary="Accept, Origin" if clients.origins else "Accept")
     headers |= _cross_origin(request, clients.origins)
     if request.method == "OPTIONS":
         return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
@@ -60,33 +60,36 @@ def push(request: Request, *names: str) -> Response:
     try:
         return _respond(request, clients, _topics(request, names), headers)
     except HTTPException as refusal:
-        refusal.headers.update({name: value for name, value in headers.items() if name not in _HEADERS})
+        refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
         raise
 
 
 def _respond(request: Request, clients: Clients, topics: Sequence[Topic], headers: dict[str, str]) -> Response:
-    transport = _transport(request, topics)
-    content_type = transport.response_type if transport else longpoll.response_type
-    headerlist = [("Content-Type", content_type), *headers.items()]
+    name = negotiate(request, ", ".join(topic.name for topic in topics), [topic.content_type for topic in topics])
+    headerlist = [("Content-Type", KINDS[name].response_type), *headers.items()]
     if request.method == "HEAD":
         return Response(headerlist=headerlist, app_iter=())
     catalogue: Topics = request.registry["pushdemo.topics"]
     topic = topics[0] if len(topics) == 1 else catalogue.merged([topic.name for topic in topics])
     last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id", "")
-    if transport and transport.name == "sse" and _is_over(topic, last_event_id):
+    if name == "sse" and _is_over(topic, last_event_id):
         return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
+    release = admit(request)
+    if name not in STREAMS:
+        return _long_poll(request, LongPoll(topic, clients.pace, last_event_id, release), headerlist)
+    return stream(request, Subscription(topic, STREAMS[name], clients.pace, last_event_id, release), headerlist)
+
+
+def stream(request: Request, body: Any, headers: Sequence[tuple[str, str]]) -> Response:
+    """The response with this body, which the server parks if it can."""
     park = request.environ.get("pushdemo.park")
-    release = _admit(clients, parked=park is not None)
-    if transport is None:
-        return _long_poll(LongPoll(topic, clients.pace, last_event_id, release), park, headerlist)
-    body: Any = Subscription(topic, transport, clients.pace, last_event_id, release)
-    return Response(headerlist=headerlist, app_iter=park(body) if park else body)
+    return Response(headerlist=list(headers), app_iter=park(body) if park else body)
 
 
-def _long_poll(poll: LongPoll, park: Callable[[LongPoll], Any] | None, headers: list[tuple[str, str]]) -> Response:
+def _long_poll(request: Request, poll: LongPoll, headers: list[tuple[str, str]]) -> Response:
     body = poll.open()
-    if body is None and park:
-        return Response(headerlist=headers, app_iter=park(poll))
+    if body is None and "pushdemo.park" in request.environ:
+        return stream(request, poll, headers)
     try:
         return Response(body=poll.wait() if body is None else body, headerlist=headers)
     finally:
@@ -113,20 +116,24 @@ def _topics(request: Request, names: Sequence[str]) -> list[Topic]:
     return [catalogue[name] for name in dict.fromkeys(wanted)]
 
 
-def _transport(request: Request, topics: Sequence[Topic]) -> Transport | None:
-    """The streaming transport that the request asks for, or None for a long poll."""
-    known = [name for name, kind in KINDS.items() if all(kind.carries(topic.content_type) for topic in topics)]
-    wanted = request.GET.get("transport")
+def negotiate(request: Request, what: str, content_types: Sequence[str], names: Sequence[str] = tuple(KINDS)) -> str:
+    """The name of the transport that the request asks for, by `?transport=` or Accept (RFC 9110 section 12.5.1).
+
+    `names` are those on offer, the preferred first. Raises HTTPBadRequest for a name that is none, and
+    HTTPNotAcceptable, which lists what there is, where bodies of these types cannot travel as asked.
+    """
+    offered = [name for name in names if all(map(KINDS[name].carries, content_types))]
+    wanted: str | None = request.GET.get("transport")
     if wanted is not None and wanted not in KINDS:
-        raise HTTPBadRequest(f"transport={wanted}: must be one of {', '.join(known)}")
-    by_type = {media_type: name for name in known for media_type in KINDS[name].media_types}
+        raise HTTPBadRequest(f"transport={wanted}: must be one of {', '.join(offered)}")
     if wanted is None:
+        by_type = {media_type: name for name in offered for media_type in KINDS[name].media_types}
         acceptable = request.accept.acceptable_offers(list(by_type))
         wanted = by_type[acceptable[0][0]] if acceptable else None
-    if wanted not in known:
-        types = ", ".join(f"{KINDS[name].media_types[0]} (transport={name})" for name in known)
-        raise HTTPNotAcceptable(f"{', '.join(topic.name for topic in topics)} comes as {types}")
-    return STREAMS.get(wanted)
+    if wanted not in offered:
+        types = ", ".join(f"{KINDS[name].media_types[0]} (transport={name})" for name in offered)
+        raise HTTPNotAcceptable(f"{what} comes as {types}")
+    return wanted
 
 
 def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
@@ -142,8 +149,13 @@ def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
     return headers
 
 
-def _admit(clients: Clients, *, parked: bool) -> Callable[[], None]:
-    """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back."""
+def admit(request: Request) -> Callable[[], None]:
+    """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back.
+
+    Raises HTTPServiceUnavailable, with Retry-After, when all are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    parked = "pushdemo.park" in request.environ
     places = clients.all if parked else clients.threads
     if places.take():
         return places.give

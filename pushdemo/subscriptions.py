@@ -54,10 +54,13 @@ class _Client:
         self._reset = False
         self._state = "new"
 
-    def join(self) -> tuple[Message, ...]:
-        """Become one of the topic's clients, at the place that the last event id says; returns what comes first."""
+    def join(self) -> None:
+        """Become one of the topic's clients, which keep its source running; undone by `close`."""
         self._state = "open"
         self.topic.join()
+
+    def _begin(self) -> tuple[Message, ...]:
+        """Go to the place that the last event id says; what comes before anything else."""
         self.position, self._reset, backlog = self.topic.begin(self._last_event_id)
         return backlog
 
@@ -100,7 +103,8 @@ class Subscription(_Client):
 
     def open(self) -> bytes:
         """Join the topic; the first bytes, with what the history has for this client."""
-        backlog = self.join()
+        self.join()
+        backlog = self._begin()
         parts = [self.transport.preamble()]
         if self._reset:
             self._reset = False
@@ -144,13 +148,13 @@ class Subscription(_Client):
 
 
 class LongPoll(_Client):
-    """One waiting long poll: `open`, then `answer`, at once or when the topic has changed."""
+    """A long poll: `open` may answer it at once; else `join`, and `answer` when the topic has changed."""
 
     __slots__ = ()
 
     def open(self) -> bytes | None:
-        """Join the topic; the answer, if there is one already."""
-        backlog = self.join()
+        """The answer, if there is one already."""
+        backlog = self._begin()
         if not backlog:
             return self.answer()
         messages = [message for message in backlog if message.kind == "message"]
@@ -181,6 +185,7 @@ class LongPoll(_Client):
 
     def wait(self) -> bytes:
         """The answer, waited for in this thread."""
+        self.join()
         while not self.topic.closed:
             if (body := self.answer()) is not None:
                 return body

@@ -37,7 +37,9 @@ class Beginning(NamedTuple):
 class Source(Protocol):
     """What makes a topic's messages while someone listens; called under the topic's lock, so it must not block."""
 
-    fresh: bool  # whether the newest message is what a new client should see, and not about to be replaced
+    @property
+    def fresh(self) -> bool:
+        """Whether the newest message is what a new client should see: not old, with a new one about to be made."""
 
     def start(self) -> None:
         """The first client has come."""

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, overload
 
+from pushdemo import itemstream
 from pushdemo.generators import Sessions, Start
 from pushdemo.session import Answer, Owner, Refused
 
@@ -45,6 +46,9 @@ def json_yield(
     number of items that the client has, makes the poll idempotent; `max=m` (1 to 1000) takes up to m items at once.
     DELETE, or POST with `close=1` for `navigator.sendBeacon`, ends the session at the generator's next `yield`; both
     are subject to the application's own CSRF policy, and a POST from another site is refused.
+
+    A request that prefers `text/event-stream` or another streaming transport gets the items as they come, in one
+    response; the generator runs only as fast as the client reads, and the id of an item is its count.
 
     The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and null. All that fails
     is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed or kept no longer,
@@ -116,6 +120,10 @@ def _serve(request: Any, view: ViewId, start: Start, accumulate: bool | int) -> 
     query = _query(request)
     owner = Owner(view, _key(query), request.authenticated_userid)
     if request.method == "GET":
+        transport = itemstream.asked_for(request)
+        if transport:
+            after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
+            return itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
         after = _number(query, "after", 0, AFTER_LIMIT)
         most = _number(query, "max", 1, MAX_LIMIT)
         answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate)
@@ -157,6 +165,12 @@ def _number(query: Any, name: str, least: int, limit: int) -> int | None:
     if text.isascii() and text.isdecimal() and len(text) <= len(str(limit)) and least <= int(text) <= limit:
         return int(text)
     raise Refused(400, f"{name}={text[:40]}: must be a whole number from {least} to {limit}", parameter=name)
+
+
+def _resumed(request: Any) -> dict[str, str]:
+    """The id of the last item that a stream has brought, as the reader says it when it comes back by itself."""
+    last_event_id = request.headers.get("Last-Event-ID")
+    return {"after": last_event_id} if last_event_id else {}
 
 
 def _close(request: Any, sessions: Sessions, owner: Owner) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
@@ -66,23 +67,33 @@ class Pserve:
         return self.process.wait(PATIENCE)
 
 
+def write_ini(folder: Path, app: dict[str, Any] | None = None, server: dict[str, Any] | None = None) -> Path:
+    """development.ini with keys of [app:main] and [server:main] set anew; `listen` is a free port unless given."""
+    ini = configparser.RawConfigParser(delimiters="=")
+    ini.read(ROOT / "development.ini", encoding="utf-8")
+    ini["app:main"].update({key: str(value) for key, value in (app or {}).items()})
+    server = {"listen": "127.0.0.1:0"} | (server or {})
+    ini["server:main"].update({key: str(value) for key, value in server.items()})
+    path = folder / f"test-{time.monotonic_ns()}.ini"
+    with path.open("w", encoding="utf-8") as file:
+        ini.write(file)
+    return path
+
+
+def pserve_command(ini: Path) -> dict[str, Any]:
+    """What subprocess needs to run `pserve` on an ini file, which may name an application of tests/fixtureapps."""
+    pserve = Path(sys.executable).with_name("pserve")
+    return {"args": [str(pserve), str(ini)], "cwd": ini.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+
+
 @contextmanager
 def pserve(
     tmp_path: Path, app: dict[str, Any] | None = None, server: dict[str, Any] | None = None, port: int = 0
 ) -> Iterator[Pserve]:
-    """`pserve` with development.ini's text, the given keys of [app:main] and [server:main] set anew, on a free port."""
-    ini = (ROOT / "development.ini").read_text()
-    for section, values in (("app", app or {}), ("server", {"listen": f"127.0.0.1:{port}"} | (server or {}))):
-        head, start, body = ini.partition(f"[{section}:main]\n")
-        for key, value in values.items():
-            body = re.sub(rf"^{re.escape(key)} *=.*\n", "", body, flags=re.MULTILINE)
-            body = f"{key} = {value}\n{body}"
-        ini = head + start + body
-    path = tmp_path / f"test-{time.monotonic_ns()}.ini"
-    path.write_text(ini)
-    logfile = path.with_suffix(".log")
-    command = [str(Path(sys.executable).with_name("pserve")), str(path)]
-    with logfile.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path) as process:
+    """A running `pserve` with the ini of `write_ini`, on `port` or a free one."""
+    ini = write_ini(tmp_path, app, {"listen": f"127.0.0.1:{port}"} | (server or {}))
+    logfile = ini.with_suffix(".log")
+    with logfile.open("wb") as log, subprocess.Popen(**pserve_command(ini), stdout=log, stderr=log) as process:
         running = Pserve(process, logfile)
         try:
             running.port = int(wait_until(lambda: _address(running), what="pserve's address").group(1))
@@ -151,7 +162,8 @@ class Client:
     def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers (names in lower case) of the response."""
         first, *lines = self.until(b"\r\n\r\n").decode("latin-1").rstrip("\r\n").split("\r\n")
-        return int(first.split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        fields = (line.partition(": ") for line in lines)
+        return int(first.split()[1]), {name.lower(): value for name, _, value in fields}
 
     def exactly(self, size: int) -> bytes:
         """The next `size` bytes."""
@@ -184,9 +196,16 @@ class Client:
 
 
 CHROMIUM_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--disable-quic --no-first-run --window-size=1200,900"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+    "--window-size=1200,900",
+)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
 from tests.support import ROOT
 
 PACKAGE = "pushdemo"

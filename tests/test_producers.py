@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from tests.support import PATIENCE, wait_until
 
 from pushdemo.producers import LINGER, LONGEST_PAUSE, Producer
+from pushdemo.subscriptions import Pace, Subscription
 from pushdemo.topics import Topic
+from pushdemo.transports import jsonlines
+from tests.support import PATIENCE, wait_until
 
 INTERVAL = 5.0
 
@@ -453,3 +456,11 @@ def test_a_source_with_a_long_interval_stops_no_later() -> None:
         assert closed.wait(PATIENCE), "it waits for its interval to be over"
     finally:
         topic.close()
+
+
+def test_who_starts_a_series_gets_it_from_the_beginning() -> None:
+    for _ in range(300):  # the source's thread must never be ahead of the client that starts it
+        topic = Topic("news", content_type="text/plain")
+        produce(topic, lambda: (yield from "abc"), interval=None)
+        body = b"".join(Subscription(topic, jsonlines, Pace()))
+        assert [json.loads(line).get("content") for line in body.splitlines()] == [None, "a", "b", "c", None]

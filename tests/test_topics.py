@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support import PATIENCE
 
 from pushdemo import transports
 from pushdemo.catalogue import Topics
 from pushdemo.messages import Message
 from pushdemo.topics import Topic
 from pushdemo.transports import multipart
+from tests.support import PATIENCE
 
 
 def topic(**options: Any) -> Topic:

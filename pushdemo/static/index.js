@@ -41,7 +41,7 @@ function details(id) {
   const now = new Date();
   const time = element("time", now.toLocaleTimeString());
   time.dateTime = now.toISOString();
-  const tag = element("span", NAMES[transport]);
+  const tag = element("span", document.querySelector(`input[value=${transport}]`).parentElement.textContent);
   tag.className = "tag";
   const line = element("span");
   line.append(element("span", `#${numberOf(id)}`), tag, time);
@@ -82,17 +82,15 @@ function showReset() {
 function showState(told) {
   transport = told.transport;
   clearInterval(countdown);
-  const { name, words } = describe(told);
-  byId("state").dataset.state = name;
-  byId("state-text").textContent = words;
+  byId("state").dataset.state = told.state === "live" && told.fallback ? "fallback" : told.state;
+  byId("state-text").textContent = describe(told);
   byId("countdown").textContent = "";
   if (told.state === "waiting" && told.retry !== undefined) countDown(performance.now() + told.retry);
-  byId("why").textContent = told.reason ? `Why: ${told.reason}.` : "";
+  byId("why").textContent = told.reason ? sentence(told.reason) : "";
 }
 
-/** What the visitor reads, and the name under which style.css has its colour. */
-function describe({ state, transport, fallback }) {
-  const words = {
+function describe({ state, transport }) {
+  return {
     connecting: "Connecting",
     live: `Live by ${NAMES[transport]}`,
     failing: "The source fails; the server goes on trying",
@@ -101,15 +99,17 @@ function describe({ state, transport, fallback }) {
     paused: "Paused while hidden",
     ended: "Ended: the source is finished",
     failed: "Refused",
-  };
-  if (state === "live" && fallback) return { name: "fallback", words: `${words.live}: the stream is held back` };
-  return { name: state, words: words[state] };
+  }[state];
+}
+
+function sentence(text) {
+  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 /** Once a second, and not through the live region: nobody wants to hear it. */
 function countDown(until) {
   const show = () => {
-    byId("countdown").textContent = `again in ${Math.max(0, Math.ceil((until - performance.now()) / 1000))} s`;
+    byId("countdown").textContent = `· again in ${Math.max(0, Math.ceil((until - performance.now()) / 1000))} s`;
   };
   show();
   countdown = setInterval(show, 1000);

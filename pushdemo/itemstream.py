@@ -1,0 +1,125 @@
+"""A generator's items as a stream: `json_yield`'s second way to answer.
+
+The items are pulled, one when the client has taken the one before; the session behind it is the same as a poll's, so a
+client that comes back goes on where it was. Runs in one thread at a time: the request's, then whichever worker pulls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pushdemo import transports
+from pushdemo.generators import Sessions, Start
+from pushdemo.messages import Message
+from pushdemo.responses import HEADERS, Clients, admit, negotiate, stream
+from pushdemo.session import Answer, Owner, Refused
+from pushdemo.subscriptions import Pace, retry_hint
+from pushdemo.transports import STREAMS, Transport
+
+JSON = "application/json"
+_STREAM_TYPES = [media_type for kind in STREAMS.values() for media_type in kind.media_types]
+
+
+class ItemStream:
+    """The body: see `pushdemo.pulls.Pulled`. `after` is the number of items that the client has."""
+
+    __slots__ = ("_accumulate", "_after", "_over", "_owner", "_release", "_sessions", "_start", "pace", "transport")
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        owner: Owner,
+        start: Start,
+        after: int,
+        accumulate: bool | int,
+        transport: Transport,
+        pace: Pace,
+        release: Callable[[], None],
+    ) -> None:
+        self.transport = transport
+        self.pace = pace
+        self._sessions = sessions
+        self._owner = owner
+        self._start = start
+        self._after = after
+        self._accumulate = accumulate
+        self._over = False  # the last bytes have been given
+        self._release: Callable[[], None] | None = release
+
+    def open(self) -> bytes:
+        """The first bytes."""
+        return self.transport.preamble()
+
+    def pull(self) -> bytes | None:
+        """The next item, then what ends the stream, then None."""
+        if self._over:
+            return None
+        try:
+            answer = self._sessions.take(
+                self._owner, self._start, after=self._after, most=1, accumulate=self._accumulate
+            )
+        except Refused as refused:
+            self._over = True  # closed meanwhile; or another call runs the generator, and this client comes again
+            return self.transport.retry(retry_hint()) if refused.status == 409 else self.transport.notice("end")
+        if answer.items:
+            return self._item(answer)
+        self._over = True
+        failing = self.transport.notice("failing") if answer.state == "error" else b""
+        return failing + self.transport.notice("end")
+
+    def _item(self, answer: Answer) -> bytes:
+        self._after = answer.given
+        content = answer.items[0] if self._accumulate is False else f"[{', '.join(answer.items)}]"
+        message = Message(answer.given, answer.given, str(answer.given), content.encode(), JSON)
+        return transports.encode(self.transport, message)
+
+    def close(self) -> None:
+        """The client is gone; its session waits for it, as after a poll."""
+        release, self._release = self._release, None
+        if release:
+            release()
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield self.open()
+            while (data := self.pull()) is not None:
+                yield data
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        self.close()  # a response that nobody iterated still holds a place
+
+
+def asked_for(request: Request) -> Transport | None:
+    """The streaming transport that a request for a generator's items asks for; None where it polls."""
+    if "transport" not in request.GET and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
+        return None  # a poll has but one form, and gives it whatever is asked for
+    return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))
+
+
+def respond(
+    request: Request,
+    transport: Transport,
+    sessions: Sessions,
+    owner: Owner,
+    start: Start,
+    *,
+    after: int | None,
+    accumulate: bool | int,
+) -> Response:
+    """The response that streams the items of the owner's session behind the one numbered `after`.
+
+    Raises Refused where a poll would be refused, and HTTPServiceUnavailable when all places are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    headers = [("Content-Type", transport.response_type), *HEADERS.items(), ("Vary", "Accept")]
+    answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate)
+    after = answer.given if after is None else after
+    if transport.name == "sse" and answer.state == "done" and after == answer.given:
+        return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
+    body = ItemStream(sessions, owner, start, after, accumulate, transport, clients.pace, admit(request))
+    return stream(request, body, headers)
