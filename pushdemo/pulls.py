@@ -6,19 +6,18 @@ holds no thread. Only the hub's thread calls a `Pull`; `Pulled.pull` and `Pulled
 
 from __future__ import annotations
 
-import selectors
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from pushdemo.feeds import READ, WRITE, has_left
+from pushdemo.framing import Frame, ending
 from pushdemo.subscriptions import Pace, retry_hint
 from pushdemo.transports import Transport
 
 if TYPE_CHECKING:
     from pushdemo.hub import Hub
-
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Pulled(Protocol):
@@ -43,20 +42,20 @@ class Pulled(Protocol):
 class Pull:
     """One such client in the hub. `run` has a function run by a worker thread, soon."""
 
-    __slots__ = ("body", "busy", "ending", "gone", "hub", "progress", "rest", "run", "sock", "wrap")
+    __slots__ = ("body", "busy", "ending", "frame", "gone", "hub", "progress", "rest", "run", "sock")
 
     def __init__(
         self,
         hub: Hub,
         sock: socket.socket,
         body: Pulled,
-        wrap: Callable[[bytes, bool], bytes],
+        frame: Frame,
         run: Callable[[Callable[[], None]], None],
     ) -> None:
         self.hub = hub
         self.sock = sock
         self.body = body
-        self.wrap = wrap  # frames bytes; the last of a response, where the second argument is true
+        self.frame = frame
         self.run = run
         self.rest = memoryview(b"")  # what the socket has not taken yet
         self.busy = False  # a worker is making the next bytes
@@ -66,23 +65,17 @@ class Pull:
 
     def start(self, unsent: bytes) -> None:
         """Send what is still unsent of the response so far, and go on."""
-        self.hub.selector.register(self.sock, _READ, self)
+        self.hub.pulls.add(self)
+        self.hub.selector.register(self.sock, READ, self)
         self._send(unsent)
 
     def ready(self, events: int) -> None:
         """The socket can be written, or the client has left or sends what nobody asked for."""
         if self.gone:
             return
-        if events & _WRITE:
+        if events & WRITE:
             self._send(self.rest)
-            return
-        try:
-            left = not self.sock.recv(65_536)
-        except BlockingIOError:
-            return
-        except OSError:
-            left = True
-        if left:
+        elif has_left(self.sock):
             self.drop()
 
     def sweep(self, now: float) -> None:
@@ -91,13 +84,13 @@ class Pull:
         if self.rest and now - self.progress >= pace.stall_timeout:
             self.drop()
         elif self.busy and now - self.progress >= pace.heartbeat:
-            self._send(self.wrap(self.body.transport.notice("heartbeat"), False))
+            self._send(self.frame(self.body.transport.notice("heartbeat")))
 
     def finish(self) -> None:
         """The server stops."""
         if not self.rest:
             with suppress(OSError):
-                self.sock.send(self.wrap(self.body.transport.retry(retry_hint()), True))
+                self.sock.send(ending(self.frame, self.body.transport.retry(retry_hint())))
         self.drop()
 
     def drop(self) -> None:
@@ -123,7 +116,7 @@ class Pull:
             self.progress = self.hub.clock()
         self.rest = memoryview(data)[sent:]
         if bool(self.rest) != waited:
-            self.hub.selector.modify(self.sock, _READ | _WRITE if self.rest else _READ, self)
+            self.hub.selector.modify(self.sock, READ | WRITE if self.rest else READ, self)
         if self.rest or self.busy:
             return
         if self.ending:
@@ -146,7 +139,7 @@ class Pull:
             self.run(self.body.close)
             return
         self.ending = data is None
-        framed = self.wrap(data or b"", self.ending)
+        framed = ending(self.frame) if data is None else self.frame(data)
         if self.rest:  # a heartbeat has filled the socket
             self.rest = memoryview(b"".join((self.rest, framed)))
         else:

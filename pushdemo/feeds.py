@@ -1,0 +1,238 @@
+"""What the hub holds of a topic: its streaming clients, in groups that are written the same bytes, and its long polls.
+
+Everyone in a group's `current` has all entries up to the feed's position; a message is one non-blocking `send` for
+each. A client whose socket is full goes on from its own position when it can be written again. All of this is the
+hub's thread's alone.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pushdemo import transports
+from pushdemo.framing import Frame, ending
+from pushdemo.messages import Message
+from pushdemo.subscriptions import Subscription, retry_hint
+from pushdemo.topics import Topic
+
+if TYPE_CHECKING:
+    from pushdemo.hub import Hub
+    from pushdemo.polls import Poll
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Feed:
+    """A topic in the hub. `position` is how far it has been delivered."""
+
+    __slots__ = ("groups", "hub", "polls", "position", "topic")
+
+    def __init__(self, hub: Hub, topic: Topic) -> None:
+        self.hub = hub
+        self.topic = topic
+        self.position = topic.head
+        self.groups: dict[tuple[str, Frame], Group] = {}
+        self.polls: dict[Poll, None] = {}  # in the order of their deadlines
+
+    def group(self, subscription: Subscription, frame: Frame) -> Group:
+        """The clients that are written the same bytes as this one."""
+        key = (subscription.transport.name, frame)
+        if key not in self.groups:
+            self.groups[key] = Group(self, subscription, frame)
+        return self.groups[key]
+
+    def deliver(self) -> None:
+        """Write everyone what has come since; answer the polls; end what has ended."""
+        while True:
+            message, gap = self.topic.following(self.position)
+            if message is None:
+                break
+            self.position = message.position
+            for group in self.groups.values():
+                if group.current:
+                    group.write(group.encoded(message, gap))
+        for poll in list(self.polls):
+            poll.answer()
+        if self.topic.ended:
+            for group in self.groups.values():
+                for client in list(group.current):
+                    client.go_on_alone()
+                    client.advance()
+
+    def sweep(self, now: float) -> None:
+        """Drop who does not read, keep quiet streams alive, answer the polls whose time is over."""
+        for group in self.groups.values():
+            for client in list(group.behind):
+                if now - client.progress >= group.pace.stall_timeout:
+                    client.drop()
+            if group.current and now - group.written >= group.pace.heartbeat:
+                group.write(group.frame(group.transport.notice("heartbeat")))
+        for poll in list(self.polls):
+            if poll.deadline > now:
+                break
+            poll.expire()
+
+    def finish(self) -> None:
+        """The server stops: everyone is told, and let go."""
+        for group in self.groups.values():
+            for client in list(group.current):
+                with suppress(OSError):
+                    client.sock.send(ending(group.frame, group.transport.retry(retry_hint())))
+                client.drop()
+            for client in list(group.behind):
+                client.drop()
+        for poll in list(self.polls):
+            poll.finish()
+
+    def tidy(self) -> bool:
+        """Forget groups without clients; whether nobody is left."""
+        self.groups = {key: group for key, group in self.groups.items() if group.current or group.behind}
+        return not self.groups and not self.polls
+
+
+class Group:
+    """The streams of one topic that are written the same bytes."""
+
+    __slots__ = ("behind", "current", "feed", "frame", "pace", "transport", "written")
+
+    def __init__(self, feed: Feed, subscription: Subscription, frame: Frame) -> None:
+        self.feed = feed
+        self.transport = subscription.transport
+        self.pace = subscription.pace
+        self.frame = frame
+        self.current: dict[Stream, None] = {}  # those that have everything up to the feed's position
+        self.behind: dict[Stream, None] = {}  # those whose sockets are full
+        self.written = feed.hub.clock()  # when `current` was last written to
+
+    def encoded(self, message: Message, reset: bool) -> bytes:
+        """The bytes of an entry with their framing, made once; a reset before it is made each time."""
+        data = message.encoded((self.transport.name, self.frame), self._encode)
+        return self.frame(self.transport.notice("reset")) + data if reset else data
+
+    def _encode(self, message: Message) -> bytes:
+        return self.frame(transports.encode(self.transport, message))
+
+    def write(self, data: bytes) -> None:
+        """Write `data` to all that are current. This loop is what everything costs: keep it bare."""
+        size = len(data)
+        stuck: list[tuple[Stream, int]] = []
+        for client in self.current:
+            try:
+                sent = client.sock.send(data)
+            except BlockingIOError:
+                stuck.append((client, 0))
+            except OSError:
+                stuck.append((client, -1))
+            else:
+                if sent != size:
+                    stuck.append((client, sent))
+        self.written = self.feed.hub.clock()
+        for client, sent in stuck:
+            if sent < 0:
+                client.drop()
+            else:
+                client.go_on_alone()
+                client.rest = memoryview(data)[sent:]
+                client.fall_behind()
+
+
+class Stream:
+    """A client that is being streamed to. `rest` is what its socket has not taken yet of the bytes under way."""
+
+    __slots__ = ("group", "last", "progress", "rest", "sock", "subscription")
+
+    def __init__(self, sock: socket.socket, subscription: Subscription, group: Group, unsent: bytes) -> None:
+        self.sock = sock
+        self.subscription = subscription
+        self.group = group
+        self.rest: memoryview | None = memoryview(unsent) if unsent else None
+        self.last = False  # nothing follows `rest`
+        self.progress = 0.0  # when the socket last took something of a `rest`
+
+    def ready(self, events: int) -> None:
+        """The socket can be written, or the client has left or sends what nobody asked for."""
+        if self.sock.fileno() < 0:  # dropped in this very turn
+            return
+        if events & WRITE:
+            self.advance()
+        elif has_left(self.sock):
+            self.drop()
+
+    def advance(self) -> None:
+        """Write what the client lacks, until its socket is full or it has everything and is current again."""
+        group, feed, subscription = self.group, self.group.feed, self.subscription
+        while self.rest is None or self._send_rest():
+            if subscription.position > feed.position:  # it has skipped to the newest entry: so must the feed
+                feed.deliver()
+            if subscription.position < feed.position:
+                message, reset = subscription.take()
+                assert message is not None
+                self.rest = memoryview(group.encoded(message, reset))
+            elif feed.topic.ended:
+                self.rest = memoryview(ending(group.frame, group.transport.notice("end")))
+                self.last = True
+            else:
+                if self in group.behind:
+                    del group.behind[self]
+                    feed.hub.selector.modify(self.sock, READ, self)
+                group.current[self] = None
+                return
+
+    def _send_rest(self) -> bool:
+        """Send what is under way; whether the client can be given more."""
+        assert self.rest is not None
+        try:
+            sent = self.sock.send(self.rest)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.drop()
+            return False
+        if sent < len(self.rest):
+            self.rest = self.rest[sent:]
+            if sent:
+                self.progress = self.group.feed.hub.clock()
+            if self not in self.group.behind:
+                self.fall_behind()
+            return False
+        self.rest = None
+        if self.last:
+            self.drop()
+        return not self.last
+
+    def go_on_alone(self) -> None:
+        """Leave those that are current, at the feed's position."""
+        del self.group.current[self]
+        self.subscription.position = self.group.feed.position
+
+    def fall_behind(self) -> None:
+        """The socket is full: the client goes on when it can be written again."""
+        hub = self.group.feed.hub
+        self.group.behind[self] = None
+        self.progress = hub.clock()
+        hub.selector.modify(self.sock, READ | WRITE, self)
+
+    def drop(self) -> None:
+        """The client is gone, or is to go. What follows the first call does nothing."""
+        if self.sock.fileno() < 0:
+            return
+        self.group.current.pop(self, None)
+        self.group.behind.pop(self, None)
+        self.group.feed.hub.selector.unregister(self.sock)
+        self.sock.close()
+        self.subscription.close()
+        if not self.group.current and not self.group.behind:
+            self.group.feed.hub.emptied.add(self.group.feed)
+
+
+def has_left(sock: socket.socket) -> bool:
+    """Read and forget what a client sends that has nothing to say; whether that is its farewell."""
+    try:
+        return not sock.recv(65_536)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
