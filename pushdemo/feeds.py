@@ -7,22 +7,31 @@ hub's thread's alone.
 
 from __future__ import annotations
 
-import selectors
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pushdemo import transports
 from pushdemo.framing import Frame, ending
+from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.messages import Message
 from pushdemo.subscriptions import Subscription, retry_hint
 from pushdemo.topics import Topic
 
-if TYPE_CHECKING:
-    from pushdemo.hub import Hub
-    from pushdemo.polls import Poll
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+class Waiting(Protocol):
+    """A long poll that waits in a feed; polls.py has it."""
+
+    deadline: float
+
+    def answer(self) -> None:
+        """Answer, if there is something to say."""
+
+    def expire(self) -> None:
+        """Nothing has come in time."""
+
+    def finish(self) -> None:
+        """The server stops."""
 
 
 class Feed:
@@ -30,12 +39,12 @@ class Feed:
 
     __slots__ = ("groups", "hub", "polls", "position", "topic")
 
-    def __init__(self, hub: Hub, topic: Topic) -> None:
+    def __init__(self, hub: Holder, topic: Topic) -> None:
         self.hub = hub
         self.topic = topic
         self.position = topic.head
         self.groups: dict[tuple[str, Frame], Group] = {}
-        self.polls: dict[Poll, None] = {}  # in the order of their deadlines
+        self.polls: dict[Waiting, None] = {}  # in the order of their deadlines
 
     def group(self, subscription: Subscription, frame: Frame) -> Group:
         """The clients that are written the same bytes as this one."""
@@ -225,14 +234,4 @@ class Stream:
         self.sock.close()
         self.subscription.close()
         if not self.group.current and not self.group.behind:
-            self.group.feed.hub.emptied.add(self.group.feed)
-
-
-def has_left(sock: socket.socket) -> bool:
-    """Read and forget what a client sends that has nothing to say; whether that is its farewell."""
-    try:
-        return not sock.recv(65_536)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+            self.group.feed.hub.emptied(self.group.feed)

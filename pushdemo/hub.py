@@ -12,11 +12,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 
-from pushdemo.feeds import READ, Feed, Stream
+from pushdemo.feeds import Feed, Stream
 from pushdemo.framing import Frame, chunk, ending, whole
+from pushdemo.holding import READ
 from pushdemo.polls import Poll, Reply, send_off
 from pushdemo.pulls import Pull, Pulled
 from pushdemo.subscriptions import LongPoll, Subscription, retry_hint
@@ -42,10 +43,10 @@ class Hub:
         self._finished = False
         self._stopping = False  # any thread sets it, once
         self._feeds: dict[Topic, Feed] = {}
-        self.emptied: set[Feed] = set()  # feeds that may have nobody left
-        self.pulls: set[Pull] = set()
+        self._pulls: set[Pull] = set()
+        self._emptied: set[Hashable] = set()  # feeds that may have nobody left, and pulls that are over
         self._swept = clock()
-        self.selector = selectors.DefaultSelector()
+        self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
@@ -90,7 +91,9 @@ class Hub:
                 _say_goodbye(sock, unsent, frame, body)
                 body.close()
                 return
-            Pull(self, sock, body, frame, run).start(unsent)
+            client = Pull(self, sock, body, frame, run)
+            self._pulls.add(client)
+            client.start(unsent)
 
         self.call(adopt)
 
@@ -150,15 +153,15 @@ class Hub:
             self._swept = now
             for feed in list(self._feeds.values()):
                 feed.sweep(now)
-            for pull in list(self.pulls):
+            for pull in list(self._pulls):
                 pull.sweep(now)
         # Once a turn, when no loop is on its way through them.
-        while self.emptied:
-            self._tidy(self.emptied.pop())
+        while self._emptied:
+            self._tidy(self._emptied.pop())
 
     def _timeout(self) -> float | None:
         """Seconds until the next sweep; None while there is nothing to sweep."""
-        return max(0.0, self._swept + _SWEEP - self.clock()) if self._feeds or self.pulls else None
+        return max(0.0, self._swept + _SWEEP - self.clock()) if self._feeds or self._pulls else None
 
     def _do_calls(self) -> None:
         while self._calls:
@@ -174,15 +177,21 @@ class Hub:
         feed.deliver()
         return feed
 
-    def _tidy(self, feed: Feed) -> None:
-        if feed.tidy() and self._feeds.get(feed.topic) is feed:
-            del self._feeds[feed.topic]
-            feed.topic.unlisten(self._notified)
+    def emptied(self, held: Hashable) -> None:
+        """A feed may have nobody left; a pull is over."""
+        self._emptied.add(held)
+
+    def _tidy(self, held: Hashable) -> None:
+        if isinstance(held, Pull):
+            self._pulls.discard(held)
+        elif isinstance(held, Feed) and held.tidy() and self._feeds.get(held.topic) is held:
+            del self._feeds[held.topic]
+            held.topic.unlisten(self._notified)
 
     def _finish(self) -> None:
         """The server stops: everyone is told, and let go."""
         self._do_calls()
-        for pull in list(self.pulls):
+        for pull in list(self._pulls):
             pull.finish()
         for feed in list(self._feeds.values()):
             feed.finish()

@@ -6,7 +6,8 @@ import socket
 from contextlib import suppress
 from typing import Protocol
 
-from pushdemo.feeds import READ, Feed
+from pushdemo.feeds import Feed
+from pushdemo.holding import READ
 from pushdemo.subscriptions import LongPoll, retry_hint
 
 
@@ -99,7 +100,7 @@ class Poll:
         with suppress(KeyError):  # not watched any more: see ready
             self.feed.hub.selector.unregister(self.sock)
         if not self.feed.polls:
-            self.feed.hub.emptied.add(self.feed)
+            self.feed.hub.emptied(self.feed)
 
     def _close(self) -> None:
         self.sock.close()

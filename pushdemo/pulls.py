@@ -9,15 +9,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from pushdemo.feeds import READ, WRITE, has_left
 from pushdemo.framing import Frame, ending
+from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.subscriptions import Pace, retry_hint
 from pushdemo.transports import Transport
-
-if TYPE_CHECKING:
-    from pushdemo.hub import Hub
 
 
 class Pulled(Protocol):
@@ -46,7 +43,7 @@ class Pull:
 
     def __init__(
         self,
-        hub: Hub,
+        hub: Holder,
         sock: socket.socket,
         body: Pulled,
         frame: Frame,
@@ -65,7 +62,6 @@ class Pull:
 
     def start(self, unsent: bytes) -> None:
         """Send what is still unsent of the response so far, and go on."""
-        self.hub.pulls.add(self)
         self.hub.selector.register(self.sock, READ, self)
         self._send(unsent)
 
@@ -81,6 +77,8 @@ class Pull:
     def sweep(self, now: float) -> None:
         """Drop a client that does not read; keep the connection alive while the generator takes its time."""
         pace = self.body.pace
+        if self.gone:
+            return
         if self.rest and now - self.progress >= pace.stall_timeout:
             self.drop()
         elif self.busy and now - self.progress >= pace.heartbeat:
@@ -88,18 +86,20 @@ class Pull:
 
     def finish(self) -> None:
         """The server stops."""
-        if not self.rest:
+        if not self.rest and not self.gone:
             with suppress(OSError):
                 self.sock.send(ending(self.frame, self.body.transport.retry(retry_hint())))
         self.drop()
 
     def drop(self) -> None:
         """The client is gone, or is to go. Its body is closed when it does not run any more."""
+        if self.gone:
+            return
         self.gone = True
         self.rest = memoryview(b"")
         self.hub.selector.unregister(self.sock)
         self.sock.close()
-        self.hub.pulls.discard(self)
+        self.hub.emptied(self)
         if not self.busy:
             self.run(self.body.close)
 
