@@ -31,7 +31,7 @@ setup(
         "cachetools>=5.5",
     ],
     extras_require={
-        "testing": ["hypothesis", "httpx-sse", "pytest", "selenium", "sseclient-py", "webtest"],
+        "testing": ["hypothesis", "httpx", "httpx-sse", "pytest", "selenium", "sseclient-py", "webtest"],
         "redis": ["redis>=5"],
     },
     entry_points={
