@@ -108,6 +108,7 @@ class ParkingTask(WSGITask):
         if self.parked is not None:
             raise Parked(self)
         if self.request.command == "HEAD":
+            self.write(b"")  # the headers
             self.chunked_response = False  # waitress would send the last chunk of a body that must not be there
         super().finish()
 
@@ -145,7 +146,7 @@ class ParkingChannel(HTTPChannel):
         unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in self.outbufs)
         self.total_outbufs_len = 0
         if isinstance(client, LongPoll):
-            self.server.hub.poll(sock, client, PolledChannel(self, task, unsent))
+            self.server.hub.poll(sock, client, PolledChannel(self, task), unsent=unsent)
         else:
             self.socket = None
             self.requests.pop().close()
@@ -163,17 +164,17 @@ def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) 
 class PolledChannel:
     """A channel whose request waits for the answer to a long poll: the hub's side of it."""
 
-    __slots__ = ("_channel", "_task", "_unsent")
+    __slots__ = ("_channel", "_task")
 
-    def __init__(self, channel: ParkingChannel, task: ParkingTask, unsent: bytes) -> None:
+    def __init__(self, channel: ParkingChannel, task: ParkingTask) -> None:
         self._channel = channel
         self._task = task
-        self._unsent = unsent  # of the response before this one
 
     def response(self, body: bytes) -> bytes:
         """Headers, as waitress writes them for a body of this length, and the body."""
         self._task.content_length = len(body)
-        return b"".join((self._unsent, self._task.build_response_header(), body))
+        header: bytes = self._task.build_response_header()
+        return header + body
 
     def done(self, rest: bytes) -> None:
         """The connection goes back to waitress, which ends the request as it ends any other."""
