@@ -135,9 +135,10 @@ class Subscription(_Client):
         try:
             yield self.open()
             while not self.topic.closed:
+                ended = self.topic.ended  # asked first: what was said right before the end is then found
                 if (data := self.next()) is not None:
                     yield data
-                elif self.topic.ended:
+                elif ended:
                     yield self.transport.notice("end")
                     return
                 elif not self.topic.wait(self.position, self.pace.heartbeat):
@@ -163,6 +164,7 @@ class LongPoll(_Client):
     def answer(self) -> bytes | None:
         """The answer with all that has come, or None where there is nothing to say yet."""
         messages: list[Message] = []
+        ended = self.topic.ended  # asked first: what was said right before the end is then found
         start, last = self.position, None
         while (message := self._next()) is not None:
             last = message
@@ -171,9 +173,9 @@ class LongPoll(_Client):
             elif message.kind == "reset":
                 self._reset = True
         if last is None:
-            return self._say("done") if self.topic.ended else None
+            return self._say("done") if ended else None
         reset = self._reset
-        state: State = "ready" if messages else "failing"
+        state: State = "ready" if messages or last.kind == "reset" else "failing"
         # Most clients that wait are at one position: what answers the first answers them all.
         return last.encoded(
             ("longpoll", start, reset), lambda m: longpoll.answer(state, messages, last_event_id=m.id, reset=reset)

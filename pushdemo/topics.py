@@ -23,6 +23,9 @@ log = logging.getLogger("pushdemo")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
+# What an event source already calls its events (HTML section 9.2), and what the transports tell by one.
+_EVENTS = frozenset({"open", "message", "error", "reset", "failing", "end"})
+
 EARLIEST = "earliest"  # as a last event id: everything that the history holds
 
 
@@ -68,6 +71,8 @@ class Topic:
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"a topic's name is up to 100 letters, digits, _, . or -: not {name!r}")
+        if name in _EVENTS:
+            raise ValueError(f"a topic cannot be named {name}: an event of that name has a meaning of its own")
         self.name = name
         self.content_type = content_type
         self.clock = clock
@@ -218,7 +223,9 @@ class Topic:
             first = next(iter(self._history.values()), None)
             if first is None or position >= first.position:
                 return f"{self.epoch}-{self.number}"
-            return f"{self.epoch}-{first.number - (first.kind == 'message')}"
+            # The entry has left the history: as if all since had been messages, so that none is passed over silently.
+            number = first.number - (first.kind == "message") - (first.position - 1 - position)
+            return f"{self.epoch}-{max(0, number)}"
 
     def newest(self) -> int:
         """The position in front of the newest message, from where a new client starts.

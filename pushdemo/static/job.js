@@ -25,7 +25,6 @@ function start() {
 /** Shows the job of the address, from the item behind `after` on. */
 async function watch(after) {
   const key = keyInAddress();
-  watching?.abort();
   watching = new AbortController();
   const { signal } = watching;
   show("connecting", "Asking the server", { running: true });
@@ -54,6 +53,7 @@ async function* answers(key, after, signal) {
 
 /** Asking for what follows the first item begins no job: where there is none any more, the server says so. */
 function comeBack() {
+  watching?.abort();
   clear();
   if (keyInAddress()) watch(1);
   else show("idle", "Not started", { running: false });

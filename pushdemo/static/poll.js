@@ -45,13 +45,15 @@ export async function* poll(url, { key, after = 0, max, signal, onretry = () => 
 
 /** A key that nobody guesses. `crypto.randomUUID` is there on https and on localhost only. */
 export function newKey() {
-  const bytes = () => Array.from(crypto.getRandomValues(new Uint8Array(16)));
-  return crypto.randomUUID?.() ?? bytes().map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (crypto.randomUUID) return crypto.randomUUID();
+  const bytes = Array.from(crypto.getRandomValues(new Uint8Array(16)));
+  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** Ends a session: its generator's work stops at its next `yield`. */
 export async function cancel(url, key) {
-  await fetch(`${url}?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true });
+  const response = await fetch(`${url}?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true });
+  if (!response.ok) throw new Refusal(response.status, await response.json().catch(() => ({})));
 }
 
 /** Ends a session while the page closes, when nothing waits for an answer any more. */

@@ -42,7 +42,8 @@ export function sessionButton({ url, max, button, state, words, read }) {
   function stop(end) {
     if (!running) return;
     running.stopping.abort();
-    end(url, running.key);
+    // Where the server is out of reach, it closes the session when that has been idle for too long.
+    Promise.resolve(end(url, running.key)).catch(() => {});
     finish("stopped", "Stopped");
   }
 

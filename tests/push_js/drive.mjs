@@ -23,3 +23,25 @@ export function drive(subscribe, send) {
   };
   return (command) => commands[command.do](command);
 }
+
+/**
+ * `fetch` with a body that is torn where the URL's `tear` says: in front of that byte, or at "each". The network's own
+ * tears cannot be told to a test: what comes in two pieces is read in one where the reader is a little late.
+ */
+export function tearing(fetch) {
+  return async (url, options) => {
+    const response = await fetch(url, options);
+    const tear = new URL(url).searchParams.get("tear");
+    if (tear === null || !response.ok) return response;
+    let passed = 0;
+    const transform = (chunk, controller) => {
+      const cuts = tear === "each" ? [...chunk.keys()] : [0, Math.max(0, Math.min(tear - passed, chunk.length))];
+      passed += chunk.length;
+      cuts.forEach((from, index) => {
+        const part = chunk.subarray(from, cuts[index + 1] ?? chunk.length);
+        if (part.length) controller.enqueue(part);
+      });
+    };
+    return new Response(response.body.pipeThrough(new TransformStream({ transform })), response);
+  };
+}

@@ -27,6 +27,10 @@ class Watch:
         self.told: list[dict[str, Any]] = []
 
     @property
+    def ids(self) -> list[str]:
+        return [message["id"] for message in self.messages]
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         return [event["message"] for event in self.told if "message" in event]
 

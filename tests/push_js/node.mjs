@@ -1,7 +1,8 @@
 /** Runs drive.mjs under node: argument 1 is push.js's address; commands on standard input, events on standard output. */
 import { createInterface } from "node:readline";
-import { drive } from "./drive.mjs";
+import { drive, tearing } from "./drive.mjs";
 
+globalThis.fetch = tearing(fetch);
 const { subscribe } = await import(process.argv[2]);
 const send = (event) => process.stdout.write(`${JSON.stringify(event)}\n`);
 process.on("uncaughtException", (error) => send({ name: "uncaught", error: error.message }));

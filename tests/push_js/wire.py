@@ -1,4 +1,4 @@
-"""A real HTTP server that says exactly the bytes that a test gives it, in the HTTP chunks that the test wants."""
+"""A real HTTP server that says exactly the bytes that a test gives it, and breaks off where it wants."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Exchange:
         self._handler.wfile.write(body)
 
     def stream(self, content_type: str, *chunks: bytes) -> None:
-        """The head of a stream and its first HTTP chunks."""
+        """The head of a stream and its first bytes."""
         self._head(200, content_type, Transfer_Encoding="chunked", Cache_Control="no-store")
         self.write(*chunks)
 
     def write(self, *chunks: bytes) -> None:
-        """Each as an HTTP chunk of its own, all in one write."""
+        """Each as an HTTP chunk of its own."""
         self._handler.wfile.write(b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks if chunk))
 
     def end(self) -> None:
@@ -59,7 +59,7 @@ class Exchange:
         """Whether the client leaves in that time."""
         self._handler.connection.settimeout(seconds)
         try:
-            return self._handler.connection.recv(1) == b""
+            return not self._handler.connection.recv(1)
         except TimeoutError:
             return False
 

@@ -1,0 +1,66 @@
+"""push.js and the page that uses it: closing, mistakes, and being hidden."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.push_js.engines import BOUND, Browser, Engine, Node
+from tests.push_js.formats import STREAMS
+from tests.push_js.scripts import HARD, never, says
+from tests.push_js.wire import Exchange, Wire
+
+
+def test_after_close_nothing_is_delivered_and_the_server_sees_it(engine: Engine, wire: Wire) -> None:
+    left = threading.Event()
+    form = STREAMS["multipart"]
+
+    def two_at_once(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening + form.message(HARD[0]) + form.message(HARD[1]))
+        exchange.until_gone()
+        left.set()
+
+    watch = engine.subscribe(wire.on("/closed", two_at_once, never), closeAfter="e-1")
+    watch.until(lambda watch: watch.messages)
+    assert left.wait(BOUND)
+    watch.close()
+    assert watch.ids == ["e-1"]
+    assert watch.told[-1]["closed"] == "e-1"
+
+
+def test_a_mistake_of_the_page_is_reported_and_does_not_stop_the_stream(engine: Engine, wire: Wire) -> None:
+    form = STREAMS["multipart"]
+    url = wire.on("/mistake", says("multipart", form.message(HARD[0]), form.message(HARD[1]), form.end))
+    watch = engine.subscribe(url, throwAt="e-1")
+    watch.state("ended")
+    assert watch.ids == ["e-1", "e-2"]
+    engine.uncaught.until(lambda uncaught: uncaught.told)
+    assert "the page's own mistake" in engine.uncaught.told.pop()["error"]
+
+
+def test_a_transport_that_does_not_exist_is_refused_with_those_that_do(node: Node) -> None:
+    watch = node.subscribe("http://localhost/", transport="websocket").until(lambda watch: watch.told)
+    wanted = "TypeError: transport websocket: must be one of multipart, sse, jsonlines, longpoll"
+    assert watch.told[0]["thrown"] == wanted
+
+
+def test_a_page_that_is_hidden_for_long_pauses_and_goes_on_when_seen(chromium: Browser, wire: Wire) -> None:
+    left = threading.Event()
+    form = STREAMS["multipart"]
+
+    def first(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening, form.message(HARD[0]))
+        exchange.until_gone()
+        left.set()
+
+    second = says("multipart", form.message(HARD[1]), form.end)
+    watch = chromium.subscribe(wire.on("/hidden", first, second), hiddenAfter=50)
+    watch.until(lambda watch: watch.messages)
+    page = chromium.driver.current_window_handle
+    chromium.driver.switch_to.new_window("tab")
+    assert left.wait(BOUND)
+    chromium.driver.close()
+    chromium.driver.switch_to.window(page)
+    watch.state("ended")
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "paused", "connecting", "live", "ended"]
+    assert watch.ids == ["e-1", "e-2"]
+    assert [request.last_event_id for request in wire.requests] == ["", "e-1"]

@@ -1,0 +1,97 @@
+"""What push.js makes of the bytes of each wire format, wherever the network tears them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.push_js.engines import Engine, Node, Watch
+from tests.push_js.formats import STREAMS, Sent, poll
+from tests.push_js.scripts import HARD, answers, never, says, whole
+from tests.push_js.wire import Exchange, Script, Wire
+
+
+def expected(sent: list[Sent]) -> list[dict[str, Any]]:
+    return [{"id": s.id, "content": s.content} | ({"topic": s.topic} if s.topic else {}) for s in sent]
+
+
+def received(watch: Watch) -> list[dict[str, Any]]:
+    wanted = ("id", "content", "topic")
+    return [{key: m[key] for key in wanted if m.get(key) is not None} for m in watch.messages]
+
+
+def everything(transport: str) -> Script:
+    """Answers with all that a stream can have."""
+
+    def script(exchange: Exchange) -> None:
+        exchange.stream(STREAMS[transport].content_type, whole(transport))
+        exchange.end()
+
+    return script
+
+
+@pytest.mark.parametrize("transport", ["multipart", "jsonlines"])
+def test_a_stream_torn_at_any_byte_is_read_whole(node: Node, wire: Wire, transport: str) -> None:
+    url = wire.on(f"/torn-{transport}", everything(transport))
+    data = whole(transport)
+    for at in range(1, len(data)):
+        watch = node.subscribe(f"{url}?tear={at}", transport=transport)
+        watch.state("ended")
+        assert (received(watch), watch.resets) == (expected(HARD), 1), f"torn in front of {data[at:]!r}"
+    assert len(wire.requests) == len(data) - 1
+
+
+def test_a_stream_that_comes_byte_by_byte_is_read_whole(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    url = wire.on(f"/bytes-{transport}", everything(transport))
+    watch = engine.subscribe(f"{url}?tear=each&topic=figures", transport=transport)
+    watch.state("ended")
+    assert received(watch) == expected(HARD)
+    assert watch.resets == 1
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "failing", "ended"]
+
+
+def test_a_part_that_is_neither_text_nor_json_comes_as_its_bytes(node: Node, wire: Wire) -> None:
+    picture = b"\x89PNG\r\n--3f9a0c--\r\n\x00\xff"
+    part = b"Content-Type: image/png\r\nContent-Length: %d\r\nX-Message-Id: e-1\r\n\r\n%b\r\n--3f9a0c\r\n"
+    url = wire.on("/png", says("multipart", part % (len(picture), picture), STREAMS["multipart"].end))
+    watch = node.subscribe(f"{url}?tear=each")
+    watch.state("ended")
+    assert bytes(watch.messages[0]["content"]) == picture
+
+
+def test_a_message_is_delivered_before_the_next_byte_behind_it(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    data = STREAMS[transport].message(HARD[0])
+    url = wire.on(f"/prompt-{transport}", says(transport, data, end=False))
+    watch = engine.subscribe(url, transport=transport).until(lambda watch: watch.messages)
+    assert watch.messages[0]["lastEventId"] == "e-1"
+    watch.close()
+
+
+def test_long_polls_bring_what_comes_and_go_on_behind_it(engine: Engine, wire: Wire) -> None:
+    url = wire.on(
+        "/polls",
+        answers(poll("ready", HARD[0], HARD[2])),
+        answers(poll("ready", HARD[3], reset=True)),
+        answers(poll("waiting", last_event_id="e-9", retry=1)),
+        answers(poll("done", last_event_id="e-9")),
+        never,
+    )
+    watch = engine.subscribe(url, transport="longpoll")
+    watch.state("ended")
+    assert received(watch) == expected([HARD[0], HARD[2], HARD[3]])
+    assert watch.resets == 1
+    assert [request.last_event_id for request in wire.requests] == ["", "e-3", "e-4", "e-9"]
+    assert {request.headers["Accept"] for request in wire.requests} == {"application/json"}
+
+
+def test_a_failing_source_is_told_until_a_message_comes(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    form = STREAMS[transport]
+    parts = [form.failing, form.heartbeat, form.message(HARD[0])]
+    watch = engine.subscribe(wire.on(f"/failing-{transport}", says(transport, *parts, end=False)), transport=transport)
+    watch.until(lambda watch: watch.messages)
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "failing", "live"]
+    watch.close()

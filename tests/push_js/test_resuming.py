@@ -1,0 +1,101 @@
+"""When push.js asks again, after what pause, and from where on; and when it does not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.push_js.engines import Engine, Node
+from tests.push_js.formats import STREAMS
+from tests.push_js.scripts import HARD, never, numbered, refuses, says
+from tests.push_js.wire import Exchange, Wire
+
+
+def test_nothing_is_missed_or_repeated_over_broken_connections(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    count = 100
+    # Chromium forgets what came with a reset, the pause of 1 ms too, and then takes its own, longer one.
+    broken = 0.5 if isinstance(engine, Node) else 0.05
+    url = wire.on(f"/broken-{transport}", numbered(transport, count, random.Random(7), broken))
+    watch = engine.subscribe(url, transport=transport)
+    watch.state("ended")
+    assert watch.ids == [f"e-{number}" for number in range(1, count + 1)]
+    assert len(wire.requests) > 20
+
+
+def test_the_servers_pause_is_kept_and_the_next_connection_resumes(node: Node, wire: Wire) -> None:
+    form = STREAMS["multipart"]
+    going = says("multipart", form.message(HARD[0]), form.retry(37))
+    url = wire.on("/going", going, says("multipart", form.message(HARD[1]), form.end))
+    watch = node.subscribe(url + "?kind=1")
+    watch.state("ended")
+    assert [state["retry"] for state in watch.states if state["state"] == "waiting"] == [37]
+    assert [request.query for request in wire.requests] == [{"kind": "1"}, {"kind": "1", "last_event_id": "e-1"}]
+    assert watch.ids == ["e-1", "e-2"]
+
+
+def test_the_pause_grows_while_nobody_answers(node: Node, wire: Wire) -> None:
+    url = wire.on("/down", Exchange.drop)
+    watch = node.subscribe(url)
+    watch.until(lambda watch: sum(state["state"] == "waiting" for state in watch.states) == 3)
+    pauses = [state["retry"] for state in watch.states if state["state"] == "waiting"]
+    for pause, longest in zip(pauses, (1000, 2000, 4000), strict=True):
+        assert longest / 2 <= pause <= longest
+    watch.close()
+
+
+def test_after_503_it_waits_as_long_as_the_server_says(engine: Engine, wire: Wire) -> None:
+    full = refuses(503, "all 10 places are taken", Retry_After="1")
+    url = wire.on("/full", full, says("multipart", STREAMS["multipart"].end))
+    watch = engine.subscribe(url)
+    watch.state("ended")
+    waiting = watch.state("waiting")
+    assert (waiting["retry"], waiting["reason"]) == (1000, "all 10 places are taken")
+
+
+@pytest.mark.parametrize("transport", ["multipart", "jsonlines", "longpoll", "sse"])
+def test_a_refusal_is_final_and_says_the_servers_reason(
+    request: pytest.FixtureRequest, wire: Wire, transport: str
+) -> None:
+    engine: Engine = request.getfixturevalue("chromium" if transport == "sse" else "node")
+    reason = "the topic is image/svg+xml; it comes as multipart"
+    body = f'{{"message": "{reason}", "code": "406"}}'
+    refused = refuses(406, body, "application/json", Retry_After="0")
+    watch = engine.subscribe(wire.on(f"/refused-{transport}", refused, refused, never), transport=transport)
+    assert watch.state("failed")["reason"] == reason
+
+
+@pytest.mark.parametrize("transport", ["multipart", "jsonlines", "longpoll", "sse"])
+def test_204_is_the_end(request: pytest.FixtureRequest, wire: Wire, transport: str) -> None:
+    engine: Engine = request.getfixturevalue("chromium" if transport == "sse" else "node")
+    gone = refuses(204)
+    watch = engine.subscribe(wire.on(f"/gone-{transport}", gone, gone, never), transport=transport, lastEventId="e-9")
+    watch.state("ended")
+    assert {request.last_event_id for request in wire.requests} == {"e-9"}
+
+
+def test_an_ended_source_is_not_asked_again(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    form = STREAMS[transport]
+    ended = wire.on(f"/ended-{transport}", says(transport, form.retry(1), form.end))
+    engine.subscribe(ended, transport=transport).state("ended")
+    # A client that came back after its millisecond would have done so while another was served 20 times.
+    other = wire.on("/other", says(transport, form.end))
+    for _ in range(20):
+        engine.subscribe(other, transport=transport).state("ended")
+    assert len(wire.requests) == 21
+
+
+def test_what_is_no_stream_is_tried_again_later(node: Node, wire: Wire) -> None:
+    portal = refuses(200, "<h1>Please log in</h1>", "text/html")
+    watch = node.subscribe(wire.on("/portal", portal, says("multipart", STREAMS["multipart"].end)))
+    watch.state("ended")
+    assert watch.state("waiting")["reason"] == "expected multipart/x-mixed-replace, got text/html"
+
+
+def test_a_proxys_error_page_is_not_shown_as_the_reason(node: Node, wire: Wire) -> None:
+    page = refuses(502, "<h1>Bad gateway</h1>", "text/html")
+    watch = node.subscribe(wire.on("/proxy", page, says("multipart", STREAMS["multipart"].end)))
+    assert watch.state("waiting")["reason"] == "the server answered 502 Bad Gateway"
+    watch.state("ended")
