@@ -73,6 +73,7 @@ class Sessions:
     ) -> Answer:
         """The next item of the owner's session, or up to `most` of them; `start()` makes a new session's generator.
 
+        With `most=0` nothing is taken: the answer says how many items the session has given, and whether it has ended.
         `after` is the number of items that the client has: what follows is given, again if it was given before.
         Without it the next item is taken, and a session that has ended begins anew. Blocks while the generator runs.
         Raises Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for what is kept no
@@ -163,7 +164,7 @@ class Sessions:
             raise _beyond(after, 0)
         if self._open >= self._limit:
             reason = f"{self._limit} generator sessions are open, which is the limit"
-            raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause() or 0)))
+            raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
         if self._sweeper is None:
             sweeper = threading.Thread(target=self._run, name="pushdemo-generators", daemon=True)
             sweeper.start()
@@ -226,9 +227,9 @@ class Sessions:
                 del self._live[session.owner]
                 self._retire(session)
 
-    def _pause(self) -> float | None:
-        """Seconds until a session has been idle for too long, 0 at least; None without sessions."""
-        idle_since = [_first(sessions).idle_since for sessions in (self._live, self._ended) if sessions]
+    def _pause(self, *stores: OrderedDict[Owner, Session]) -> float | None:
+        """Seconds until one of their sessions has been idle for too long, 0 at least; None without sessions."""
+        idle_since = [_first(store).idle_since for store in stores if store]
         return max(0.0, min(idle_since) + self.timeout - self._clock()) if idle_since else None
 
     def _run(self) -> None:
@@ -239,15 +240,15 @@ class Sessions:
                     self._sweeper = None
                     return
                 if not self._retired:
-                    pause = self._pause()
+                    pause = self._pause(self._live, self._ended)
                     self._changed.wait(None if pause is None else min(pause, threading.TIMEOUT_MAX))
 
     def _closed(self, session: Session) -> Refused:
         return _stopping() if self._stopping else Refused(410, "this session was closed", count=session.count)
 
 
-def _first(sessions: OrderedDict[Owner, Session]) -> Session:
-    return next(iter(sessions.values()))
+def _first(store: OrderedDict[Owner, Session]) -> Session:
+    return next(iter(store.values()))
 
 
 def _busy(session: Session) -> Refused:

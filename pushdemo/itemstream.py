@@ -62,8 +62,8 @@ class ItemStream:
                 self._owner, self._start, after=self._after, most=1, accumulate=self._accumulate
             )
         except Refused as refused:
-            self._over = True  # closed meanwhile; or another call runs the generator, and this client comes again
-            return self.transport.retry(retry_hint()) if refused.status == 409 else self.transport.notice("end")
+            self._over = True  # closed meanwhile; or the client comes again and is told what is wrong by the status
+            return self.transport.notice("end") if refused.status == 410 else self.transport.retry(retry_hint())
         if answer.items:
             return self._item(answer)
         self._over = True

@@ -19,6 +19,7 @@ from pushdemo.session import Answer, Owner, Refused
 KEY_LIMIT = 200  # characters
 MAX_LIMIT = 1000  # items in one answer: the session holds them until the next poll
 AFTER_LIMIT = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
+PLAIN_ACCEPT = {None, "*/*", "application/json"}  # of nearly all polls; to negotiate costs half as much as to answer
 REGISTRY_KEY = "pushdemo.generators"
 
 GeneratorView = Callable[..., Generator[Any, Any, Any]]
@@ -39,8 +40,9 @@ def json_yield(
     """Make a generator function a Pyramid view that answers each poll with the generator's next item, as JSON.
 
     The function is a view `(request)` or `(context, request)`, or a method of a view class whose `self.request` is the
-    request; it must be innermost, below `@view_config`. Its generator begins with the first poll of a key and keeps
-    that poll's request. `accumulate=True` answers with all items so far, `accumulate=50` with the last 50.
+    request. json_yield must be innermost, below `@view_config`, and the view must be there for all methods. The
+    generator begins with the first poll of a key and keeps that poll's request. `accumulate=True` answers with all
+    items so far, `accumulate=50` with the last 50.
 
     The query: `key` (1 to 200 characters, the client's own secret, such as a UUID) names the session; `after=n`, the
     number of items that the client has, makes the poll idempotent; `max=m` (1 to 1000) takes up to m items at once.
@@ -120,7 +122,8 @@ def _serve(request: Any, view: ViewId, start: Start, accumulate: bool | int) -> 
     query = _query(request)
     owner = Owner(view, _key(query), request.authenticated_userid)
     if request.method == "GET":
-        transport = itemstream.asked_for(request)
+        plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
+        transport = None if plain else itemstream.asked_for(request)
         if transport:
             after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
             return itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)

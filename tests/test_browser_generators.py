@@ -2,91 +2,62 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pyramid.config import Configurator
-from pyramid.events import NewResponse
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from pyramid.router import Router
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from webtest.http import StopableWSGIServer
 
+from pushdemo import main
 from pushdemo.generators import Sessions
 from pushdemo.sources.document import document
 from pushdemo.sources.job import hash_files, standard_library
+from tests.support import chromium, port_of, require, serving
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-MISSING = "needs Chromium and its driver: apt-get install chromium chromium-driver"
-
-if not (CHROMIUM and CHROMEDRIVER) and os.environ.get("CI") != "true":
-    pytest.skip(MISSING, allow_module_level=True)
+require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "chromium chromium-driver")
 
 BOUND = 60  # seconds
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-)
-ROUTES = {
-    "home": "/",
-    "primes": "/primes",
-    "prime": "/prime",
-    "document": "/document",
-    "lines": "/document/lines",
-    "job": "/job",
-    "run": "/job/run",
-}
 PRIMES = [1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
 
 
 @pytest.fixture(scope="module")
-def chrome() -> Iterator[Chrome]:
-    if not (CHROMIUM and CHROMEDRIVER):
-        pytest.fail(MISSING)
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), "--window-size=1200,900"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with Chrome(options=options, service=Service(CHROMEDRIVER)) as driver:
+def chrome() -> Iterator[Any]:
+    with chromium() as driver:
         yield driver
 
 
 @pytest.fixture
-def sessions() -> Sessions:
-    return Sessions()
+def demo() -> Router:
+    return main()
 
 
 @pytest.fixture
-def site(sessions: Sessions) -> Iterator[str]:
-    """The address of a server with the pages, under the strictest policy that they must do with."""
-    config = Configurator()
-    config.registry["pushdemo.generators"] = sessions
-    config.include("pyramid_jinja2")
-    config.add_static_view("static", "pushdemo:static")
-    config.add_subscriber(set_policy, NewResponse)
-    for name, path in ROUTES.items():
-        config.add_route(name, path)
-    for name in ("primes", "document", "job"):
-        config.scan(f"pushdemo.views.{name}")
-    server = StopableWSGIServer.create(config.make_wsgi_app())
-    yield f"http://127.0.0.1:{server.effective_port}"
-    sessions.close(BOUND)
-    server.shutdown()
+def sessions(demo: Router) -> Iterator[Sessions]:
+    sessions: Sessions = demo.registry["pushdemo.generators"]
+    yield sessions
+    assert sessions.close(BOUND) == 0
 
 
-def set_policy(event: NewResponse) -> None:
-    event.response.headers["Content-Security-Policy"] = "default-src 'self'"
+@pytest.fixture
+def site(demo: Router, sessions: Sessions) -> Iterator[str]:
+    """The address of a server with the demo, under the strictest policy that its pages must do with."""
+
+    def strict(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        policy = ("Content-Security-Policy", "default-src 'self'")
+        return demo(environ, lambda status, headers, *rest: start_response(status, [*headers, policy], *rest))
+
+    with serving(strict) as server:
+        yield f"http://127.0.0.1:{port_of(server)}"
 
 
 class Page:
     """What a visitor of one page sees and does."""
 
-    def __init__(self, chrome: Chrome, site: str) -> None:
+    def __init__(self, chrome: Any, site: str) -> None:
         self.chrome = chrome
         self.site = site
 
@@ -126,7 +97,7 @@ class Page:
 
 
 @pytest.fixture
-def page(chrome: Chrome, site: str) -> Iterator[Page]:
+def page(chrome: Any, site: str) -> Iterator[Page]:
     page = Page(chrome, site)
     chrome.get_log("browser")  # what the test before left
     yield page
@@ -134,7 +105,7 @@ def page(chrome: Chrome, site: str) -> Iterator[Page]:
     chrome.get("about:blank")
 
 
-def complaints(chrome: Chrome) -> list[str]:
+def complaints(chrome: Any) -> list[str]:
     return [entry["message"] for entry in chrome.get_log("browser")]
 
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from pushdemo.generators import Sessions
 from pushdemo.session import Owner, Refused
+from tests.support import wait_until
 
-BOUND = 10  # seconds that a test waits for what must happen at once
+BOUND = 30  # seconds that a test waits for what must happen at once
 
 Items = Generator[Any, None, None]
 
@@ -218,6 +219,17 @@ def test_a_client_that_says_after_gets_every_item_once_whatever_answers_are_lost
     assert got == list(range(1, len(got) + 1))
     assert source.begun <= 1
     assert sessions.close(BOUND) == 0
+
+
+def test_taking_nothing_says_how_far_the_session_is(sessions: Sessions) -> None:
+    source = Source(last=1)
+    assert take(sessions, source, most=0) == ("ready", [], 0)
+    assert source.given == 0
+    take(sessions, source)
+    assert take(sessions, source, most=0) == ("ready", [], 1)
+    take(sessions, source)
+    assert take(sessions, source, most=0, after=1) == ("done", [], 1)
+    assert source.begun == 1
 
 
 # Accumulate and batch
@@ -507,6 +519,8 @@ def test_what_fails_while_it_is_closed_is_logged_once_and_stops_nobody(
 
 def test_beyond_the_limit_a_new_session_is_503_until_one_is_closed(make: Callable[..., Sessions], clock: Clock) -> None:
     sessions, source = make(limit=2), Source()
+    take(sessions, Source(last=0), "ended")
+    clock.now += 10
     take(sessions, source, "a")
     clock.now += 15.5
     take(sessions, source, "b")
@@ -697,13 +711,3 @@ def traced_bytes(begin: Callable[[int], None], times: int) -> int:
 
 def sweepers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "pushdemo-generators"]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Wait for what another thread does at once, by a bound; Event.wait lets that thread run."""
-    never = threading.Event()
-    for _ in range(BOUND * 1000):
-        if true():
-            return
-        never.wait(0.001)
-    raise AssertionError("it did not happen in time")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -14,12 +13,12 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.view import view_config
 from webtest import TestApp
-from webtest.http import StopableWSGIServer
 
 from pushdemo.generators import Sessions
 from pushdemo.yielding import json_yield
+from tests.support import Client, port_of, serving
 
-BOUND = 10  # seconds
+BOUND = 30  # seconds
 
 Items = Generator[Any, None, None]
 
@@ -164,6 +163,13 @@ def test_the_answer_is_json_that_nobody_stores(app: TestApp) -> None:
     response = app.get("/numbers?key=K")
     assert response.content_type == "application/json"
     assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "text/html, application/xml;q=0.9, */*;q=0.8", "image/png"]
+)
+def test_a_poll_is_answered_in_its_one_form_whatever_is_accepted(app: TestApp, accept: str) -> None:
+    assert app.get("/numbers?key=K", headers={"Accept": accept}).json["content"] == 1
 
 
 def test_two_keys_never_see_each_others_items(app: TestApp) -> None:
@@ -489,28 +495,21 @@ def test_another_user_with_the_same_key_has_another_session(configure: Callable[
 
 @pytest.fixture
 def port(configure: Callable[..., Configurator]) -> Iterator[int]:
-    server = StopableWSGIServer.create(configure(numbers=numbers).make_wsgi_app())
-    yield server.effective_port
-    server.shutdown()
-
-
-def exchange(port: int, request: str) -> bytes:
-    """All that the server answers until it closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=BOUND) as connection:
-        connection.sendall(request.encode())
-        return b"".join(iter(lambda: connection.recv(65536), b""))
+    with serving(configure(numbers=numbers).make_wsgi_app()) as server:
+        yield port_of(server)
 
 
 def test_http_1_0(port: int) -> None:
-    head, _, body = exchange(port, "GET /numbers?key=K HTTP/1.0\r\n\r\n").partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 200 OK")
+    with Client(port) as client:
+        status, _, body = client.get("/numbers?key=K", version="1.0").response()
+    assert status == 200
     assert json.loads(body)["content"] == 1
 
 
 def test_head_and_delete_have_no_body_on_the_wire(port: int) -> None:
-    ending = " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-    for method, status in [("HEAD", b"200 OK"), ("DELETE", b"204 No Content")]:
-        head, _, body = exchange(port, f"{method} /numbers?key=K{ending}").partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 " + status)
-        assert b"chunked" not in head.lower()
-        assert body == b""
+    for method, expected in [("HEAD", 200), ("DELETE", 204)]:
+        with Client(port) as client:
+            status, headers = client.get("/numbers?key=K", "Connection: close", method=method).head()
+            assert status == expected
+            assert "transfer-encoding" not in headers
+            assert client.rest() == b""

@@ -12,54 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyramid.config import Configurator
+from pyramid.router import Router
 from webtest import TestApp
 
+from pushdemo import main
 from pushdemo.generators import Sessions
 from pushdemo.sources.document import document, lines
 from pushdemo.sources.job import ALGORITHMS, hash_files, standard_library
 from pushdemo.sources.primes import primes
 
-ROUTES = {
-    "home": "/",
-    "primes": "/primes",
-    "prime": "/prime",
-    "document": "/document",
-    "lines": "/document/lines",
-    "job": "/job",
-    "run": "/job/run",
-}
+
+@pytest.fixture
+def demo() -> Router:
+    return main(**{"pushdemo.generators.timeout": "90"})
 
 
 @pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    sessions = Sessions(timeout=90)
+def sessions(demo: Router) -> Iterator[Sessions]:
+    sessions: Sessions = demo.registry["pushdemo.generators"]
     yield sessions
     assert sessions.close(10) == 0
 
 
 @pytest.fixture
-def app(sessions: Sessions) -> TestApp:
-    config = Configurator()
-    config.registry["pushdemo.generators"] = sessions
-    config.include("pyramid_jinja2")
-    config.add_static_view("static", "pushdemo:static")
-    for name, path in ROUTES.items():
-        config.add_route(name, path)
-    for name in ("primes", "document", "job"):
-        config.scan(f"pushdemo.views.{name}")
-    return TestApp(config.make_wsgi_app())
+def app(demo: Router, sessions: Sessions) -> TestApp:
+    return TestApp(demo)
 
 
 # Pages
 
 
-@pytest.mark.parametrize(("page", "endpoint"), [("primes", "prime"), ("document", "lines"), ("job", "run")])
+@pytest.mark.parametrize(
+    ("page", "generator"), [("primes", "/prime"), ("document", "/document/lines"), ("job", "/job/run")]
+)
 def test_a_page_names_its_generator_and_loads_its_script_and_nothing_inline(
-    app: TestApp, page: str, endpoint: str
+    app: TestApp, page: str, generator: str
 ) -> None:
-    html = app.get(ROUTES[page]).html
-    assert html.find(id=page)["data-url"] == ROUTES[endpoint]
+    html = app.get(f"/{page}").html
+    assert html.find(id=page)["data-url"] == generator
     (script,) = html.find_all("script")
     assert script["type"] == "module"
     assert script.get_text() == ""
@@ -69,7 +59,7 @@ def test_a_page_names_its_generator_and_loads_its_script_and_nothing_inline(
 
 @pytest.mark.parametrize("page", ["primes", "document", "job"])
 def test_a_page_begins_no_generator(app: TestApp, sessions: Sessions, page: str) -> None:
-    app.get(ROUTES[page])
+    app.get(f"/{page}")
     assert sessions.info()["open"] == 0
 
 
