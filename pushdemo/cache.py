@@ -33,6 +33,10 @@ class Memorized(Generic[P, R]):
     # What each hit reads: a slot is read faster than the dictionary that update_wrapper fills.
     __slots__ = ("__dict__", "__weakref__", "_arity", "serial")
 
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[P, R]
+
     def __init__(self, function: Callable[P, R], name: str | None, options: dict[str, Any]) -> None:
         update_wrapper(self, function)
         qualname: str = getattr(function, "__qualname__", type(function).__qualname__)
@@ -88,7 +92,7 @@ class Memorized(Generic[P, R]):
         return _caches().open(self).info()
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[attr-defined,no-any-return]
+        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<memorized {self._function!r}>"
@@ -134,6 +138,7 @@ def memorize(
     maxsize: int | None = None,
     stale: Seconds | None = None,
     stale_if_error: Seconds | None = None,
+    pickle: bool = False,
 ) -> Callable[[Callable[P, R]], Memorized[P, R]]: ...
 
 
@@ -144,6 +149,7 @@ def memorize(
     maxsize: int | None = None,
     stale: Seconds | None = None,
     stale_if_error: Seconds | None = None,
+    pickle: bool = False,
 ) -> Any:
     """Decorate a function so that its value is computed once for everyone, and used for `duration` seconds.
 
@@ -157,6 +163,9 @@ def memorize(
     the duration the old value is given out at once while one caller computes the new one. With `stale_if_error`, for so
     many seconds the old value takes the place of an exception, which is logged.
 
+    Where nodes share their values at a Redis, these travel as JSON, and a call that returns what JSON cannot carry
+    raises TypeError. With `pickle=True` such values are pickled: then whoever can write there can run code here.
+
     The result is called as the function is, and has `invalidate(*args, **kwargs)`, `clear()` and `info()`. On methods,
     values do not keep the object alive; on class and static methods it stands above `@classmethod`, `@staticmethod`.
 
@@ -168,6 +177,8 @@ def memorize(
     if not bare:
         given["duration"] = duration
     options = checked(**{option: value for option, value in given.items() if value is not None})
+    if pickle:
+        options["pickle"] = True
 
     def decorate(function: Any) -> Any:
         if isinstance(function, staticmethod):
@@ -182,14 +193,14 @@ def memorize(
 def _suitable(function: Any) -> Any:
     if not callable(function):
         raise TypeError(f"memorize decorates functions, not {function!r}")
-    called = function if inspect.isroutine(function) else function.__call__
-    if inspect.iscoroutinefunction(called):
-        raise TypeError(
-            f"memorize cannot keep what the coroutine function {function!r} returns: it can be awaited once"
-        )
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise TypeError(
-            f"memorize cannot keep what the generator function {function!r} returns: it can be read once. Memorize a "
-            "function that returns a list, or push the generator with json_yield or as the source of a topic"
-        )
+    for called in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(called):
+            raise TypeError(
+                f"memorize cannot keep what the coroutine function {function!r} returns: it is awaited once"
+            )
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(
+                f"memorize cannot keep what the generator function {function!r} returns: it is read once. Memorize a "
+                "function that returns a list, or push the generator with json_yield or as the source of a topic"
+            )
     return function

@@ -24,7 +24,7 @@ Seconds = float | timedelta
 
 # The last memorized function of each name in the process; owned by _names_lock.
 _names: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
-_names_lock = threading.Lock()
+_names_lock = threading.RLock()
 
 
 class Function(Protocol):
@@ -72,7 +72,8 @@ class Caches:
         self._timer = timer
         self._store = store
         self._wait = wait
-        self._lock = threading.Lock()
+        # Re-entrant, as what a destructor does in the middle of it may come back here.
+        self._lock = threading.RLock()
         # The functions' state here, by their serial number. Added to under _lock; a hit reads it without.
         self.opened: dict[int, FunctionCache] = {}
         self._alive: dict[int, weakref.ref[Function]] = {}
@@ -90,8 +91,15 @@ class Caches:
             current.reset(token)
 
     def info(self) -> dict[str, Info]:
-        """What the calls of each function that this application has called came to, by the function's name."""
-        return {cache.name: cache.info() for cache in self._by_name()}
+        """What the calls of each function that this application has called came to, by the function's name.
+
+        Functions of one name, such as closures that one function makes, are counted together.
+        """
+        found: dict[str, Info] = {}
+        for cache in self._by_name():
+            info = cache.info()
+            found[cache.name] = info.plus(found[cache.name]) if cache.name in found else info
+        return found
 
     def clear(self, name: str) -> None:
         """Forget all values of the function called `name`. Raises UnknownFunctionError where there is none."""
@@ -115,6 +123,7 @@ class Caches:
             cache = self.opened.get(function.serial)
             if cache is None:
                 options = {**self._defaults, **function.options, **self._functions.get(function.name, {})}
+                options.pop("pickle", None)  # the store's to ask for, see may_pickle
                 store = self._store(function.name, options.pop("maxsize"), self._timer)
                 cache = FunctionCache(function.name, store, Times(**options), self._timer, self._wait)
                 self._alive[function.serial] = weakref.ref(function, partial(self._forget, function.serial))
@@ -138,6 +147,13 @@ def register(function: Function) -> None:
         if other is not None and other.place != function.place:
             raise ValueError(f"name={function.name!r} for {function.place}: {other.place} has this name already")
         _names[function.name] = function
+
+
+def may_pickle(name: str) -> bool:
+    """Whether the function called `name` lets a store that processes share pickle its values."""
+    with _names_lock:
+        function = _names.get(name)
+        return function is not None and bool(function.options.get("pickle"))
 
 
 def _exists(name: str) -> bool:

@@ -38,6 +38,19 @@ class Info(NamedTuple):
     size: int
     age: float | None
 
+    def plus(self, other: Info) -> Info:
+        """Both counted together."""
+        ages = [age for age in (self.age, other.age) if age is not None]
+        return Info(
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.waits + other.waits,
+            self.stale + other.stale,
+            self.errors + other.errors,
+            self.size + other.size,
+            min(ages, default=None),
+        )
+
 
 class Times(NamedTuple):
     """For how many seconds a value is used: fresh, then old while a new one is computed, or where that raises."""
@@ -210,9 +223,7 @@ class FunctionCache:
         try:
             value = compute()
             if inspect.isgenerator(value) or inspect.isawaitable(value) or inspect.isasyncgen(value):
-                raise TypeError(
-                    f"{self.name} returned a {type(value).__name__}, which serves one caller: use a list"
-                )
+                raise TypeError(f"{self.name} returned a {type(value).__name__}, which serves one caller: use a list")
         except BaseException:
             with self._lock:
                 self._errors += 1
@@ -229,7 +240,7 @@ class FunctionCache:
         return entry
 
     def _log_once(self) -> None:
-        """Log the exception at hand, which no caller sees; the next ones only after the function has succeeded again."""
+        """Log the exception at hand, which no caller sees; the next only after the function has succeeded again."""
         if not self._failing:
             self._failing = True
             log.warning("%s raised; its old value stays in use", self.name, exc_info=True)

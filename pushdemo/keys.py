@@ -21,8 +21,9 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _SEQUENCES = (tuple.__eq__, list.__eq__)
 _SETS = (set.__eq__, frozenset.__eq__)
-# Opens what stands in a key for a value that cannot stand there itself; no argument equals it.
-_FROZEN = object()
+# What stands in a key for a value that cannot stand there itself is (FROZEN, its type, what is in it); no argument
+# equals it.
+FROZEN = object()
 
 
 class Instance(weakref.ref[Any]):
@@ -44,8 +45,8 @@ class Signature:
         self._method = method and bool(self._named)
         # How many arguments make a call that, without keywords, is its own `values`; -1: none do.
         self.arity = len(parameters) if self._ordinary and not self._method else -1
-        # For each way of writing a call, the number of positional arguments and the keywords if any: the parameters that
-        # are not positional there. Any thread adds to it; that two add the same does no harm.
+        # For each way of writing a call (the number of positional arguments, the keywords if any) the parameters that
+        # are not positional in it. Any thread adds to it; that two add the same does no harm.
         self._rest: dict[Hashable, list[tuple[str, Any]]] = {}
 
     def values(self, args: Values, kwargs: dict[str, Any]) -> Values:
@@ -120,16 +121,16 @@ def _contents(value: Any) -> Hashable:
         return value  # type: ignore[no-any-return]
     # By the way it compares, and not by its class: so subclasses count that compare as the built-in type does.
     if kind.__eq__ in _SEQUENCES:
-        return _FROZEN, kind, tuple([(type(each), _contents(each)) for each in value])
+        return FROZEN, kind, tuple([(type(each), _contents(each)) for each in value])
     if kind.__eq__ in _SETS:
-        return _FROZEN, kind, frozenset([(type(each), _contents(each)) for each in value])
+        return FROZEN, kind, frozenset([(type(each), _contents(each)) for each in value])
     if kind.__eq__ is dict.__eq__:
         items = [(type(key), _contents(key), type(each), _contents(each)) for key, each in value.items()]
-        return _FROZEN, kind, frozenset(items)
+        return FROZEN, kind, frozenset(items)
     try:
         hash(value)
     except TypeError:
-        return _FROZEN, kind, _pickled(value)
+        return FROZEN, kind, _pickled(value)
     return value  # type: ignore[no-any-return]
 
 

@@ -51,7 +51,7 @@ class Store(Protocol):
 
     @property
     def near(self) -> Mapping[Key, Entry]:
-        """The entries that can be read without a lock or a round trip. A hit looks nowhere else."""
+        """The entries that can be read without a lock or a round trip; always the same mapping. A hit looks here."""
 
     def get(self, key: Key) -> Entry | None:
         """The entry of `key`, fresh or not; None where there is none."""
@@ -138,10 +138,13 @@ class _Bounded(TLRUCache[Key, Entry]):
         self._near = near
 
     def __setitem__(self, key: Key, entry: Entry) -> None:
-        super().__setitem__(key, entry)
+        if self.timer() < entry.kept_until:
+            super().__setitem__(key, entry)
+        else:  # what cachetools does with the one before it depends on the version
+            self.pop(key, None)
         if key in self:
             self._near[key] = entry
-        else:  # it was too old to be taken, and has driven out the one before it
+        else:
             self._near.pop(key, None)
 
     def __delitem__(self, key: Key) -> None:
@@ -157,7 +160,7 @@ class _Bounded(TLRUCache[Key, Entry]):
     def popitem(self) -> tuple[Key, Entry]:
         key, entry = super().popitem()
         # Once round at most: other threads go on marking.
-        for _ in range(self.maxsize):
+        for _ in range(int(self.maxsize)):
             if not entry.used:
                 break
             entry.used = False

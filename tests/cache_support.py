@@ -23,6 +23,20 @@ class Clock:
         self.now += seconds
 
 
+class Source:
+    """A function's inside: counts its calls, returns the count, and raises when told to."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.fails = False
+
+    def __call__(self, *args: Any) -> int:
+        self.calls += 1
+        if self.fails:
+            raise ConnectionError(f"call {self.calls} failed")
+        return self.calls
+
+
 class Asked:
     """A call in a thread of its own, with the caches that are active where it is made."""
 

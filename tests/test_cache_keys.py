@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pushdemo.keys import Key, Signature, is_dead, key_of, quick_key
@@ -49,7 +49,7 @@ class Weekday(enum.IntEnum):
     MONDAY = 1
 
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024  (as in older code)
+Point = namedtuple("Point", "x y")
 
 
 @dataclass
@@ -124,6 +124,14 @@ def test_a_call_that_does_not_fit_is_refused_each_time(args: Any, kwargs: Any) -
     for _ in range(2):
         with pytest.raises(TypeError, match=r"^ordinary\(\): "):
             signature.values(args, kwargs)
+
+
+def test_a_call_that_fits_does_not_let_others_pass() -> None:
+    signature = Signature(ordinary)
+    assert signature.values((1,), {"b": 3}) == (1, 3)
+    for wrong in ({"a": 3}, {"c": 3}):
+        with pytest.raises(TypeError, match=r"^ordinary\(\): "):
+            signature.values((1,), wrong)
 
 
 def test_positional_only_parameters_are_no_keywords() -> None:
@@ -289,6 +297,7 @@ def typed(value: Any) -> Any:
     return f"{name}({value + 0.0!r})" if isinstance(value, float) else f"{name}({value!r})"
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES)
 def test_keys_are_equal_where_types_and_values_are(one: Any, other: Any) -> None:
     assert (key(ordinary, one) == key(ordinary, other)) == (typed(one) == typed(other))

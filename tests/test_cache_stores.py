@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cache_support import Asked, Clock, Gate
 
 from pushdemo.cache import Caches, memorize
 from pushdemo.keys import Key, key_of
 from pushdemo.stores import CachetoolsStore, Entry, Store
+from tests.cache_support import Asked, Clock, Gate
 from tests.support import PATIENCE
 
 
@@ -359,6 +358,7 @@ class TestCachetoolsStore(StoreContract):
         assert len(seen) == 1
         assert self.kept(store) == [2]
 
+    @settings(deadline=None)
     @given(
         st.integers(1, 4),
         st.lists(st.tuples(st.sampled_from(["put", "use", "delete", "clear", "wait"]), st.integers(0, 5))),
