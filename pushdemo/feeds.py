@@ -55,19 +55,22 @@ class Feed:
 
     def deliver(self) -> None:
         """Write everyone what has come since; answer the polls; end what has ended."""
-        while True:
+        ended = self.topic.ended  # asked first: what was said right before the end is then up to `head`
+        before, head = self.position, self.topic.head  # what comes meanwhile is another turn's, and others come first
+        while self.position < head:
             message, gap = self.topic.following(self.position)
-            if message is None:
-                break
+            assert message is not None
             self.position = message.position
             for group in self.groups.values():
                 if group.current:
-                    group.write(group.encoded(message, gap))
-        for poll in list(self.polls):
-            poll.answer()
-        if self.topic.ended:
+                    group.write(group.encoded(message, gap), message, gap)
+        if ended or self.position > before:
+            for poll in list(self.polls):
+                poll.answer()
+        if ended:
             for group in self.groups.values():
-                for client in list(group.current):
+                while group.current:
+                    client = next(reversed(group.current))
                     client.go_on_alone()
                     client.advance()
 
@@ -76,6 +79,7 @@ class Feed:
         for group in self.groups.values():
             for client in list(group.behind):
                 if now - client.progress >= group.pace.stall_timeout:
+                    group.tally.closed_stalled()
                     client.drop()
             if group.current and now - group.written >= group.pace.heartbeat:
                 group.write(group.frame(group.transport.notice("heartbeat")))
@@ -86,6 +90,7 @@ class Feed:
 
     def finish(self) -> None:
         """The server stops: everyone is told, and let go."""
+        self.deliver()
         for group in self.groups.values():
             for client in list(group.current):
                 with suppress(OSError):
@@ -105,12 +110,13 @@ class Feed:
 class Group:
     """The streams of one topic that are written the same bytes."""
 
-    __slots__ = ("behind", "current", "feed", "frame", "pace", "transport", "written")
+    __slots__ = ("behind", "current", "feed", "frame", "pace", "tally", "transport", "written")
 
     def __init__(self, feed: Feed, subscription: Subscription, frame: Frame) -> None:
         self.feed = feed
         self.transport = subscription.transport
         self.pace = subscription.pace
+        self.tally = subscription.tally
         self.frame = frame
         self.current: dict[Stream, None] = {}  # those that have everything up to the feed's position
         self.behind: dict[Stream, None] = {}  # those whose sockets are full
@@ -124,9 +130,13 @@ class Group:
     def _encode(self, message: Message) -> bytes:
         return self.frame(transports.encode(self.transport, message))
 
-    def write(self, data: bytes) -> None:
-        """Write `data` to all that are current. This loop is what everything costs: keep it bare."""
+    def write(self, data: bytes, message: Message | None = None, reset: bool = False) -> None:
+        """Write `data`, an entry or what keeps the stream alive, to all that are current.
+
+        The loop is what everything costs: keep it bare.
+        """
         size = len(data)
+        clients = len(self.current)
         stuck: list[tuple[Stream, int]] = []
         for client in self.current:
             try:
@@ -141,11 +151,19 @@ class Group:
         self.written = self.feed.hub.clock()
         for client, sent in stuck:
             if sent < 0:
+                clients -= 1
                 client.drop()
             else:
                 client.go_on_alone()
                 client.rest = memoryview(data)[sent:]
                 client.fall_behind()
+        self.count(size, clients, message, reset)
+
+    def count(self, size: int, clients: int, message: Message | None, reset: bool) -> None:
+        """Count what so many clients are given, whole as soon as it is begun."""
+        kind = message.kind if message else None
+        messages = clients if kind == "message" else 0
+        self.tally.wrote(size * clients, messages=messages, resets=clients if reset or kind == "reset" else 0)
 
 
 class Stream:
@@ -174,18 +192,21 @@ class Stream:
         """Write what the client lacks, until its socket is full or it has everything and is current again."""
         group, feed, subscription = self.group, self.group.feed, self.subscription
         while self.rest is None or self._send_rest():
-            if subscription.position > feed.position:  # it has skipped to the newest entry: so must the feed
-                feed.deliver()
+            ended = feed.topic.ended
+            if subscription.position > feed.position or (ended and feed.position < feed.topic.head):
+                feed.deliver()  # the client has skipped to the newest entry: so must the feed; or the last is to come yet
             if subscription.position < feed.position:
                 message, reset = subscription.take()
                 assert message is not None
                 self.rest = memoryview(group.encoded(message, reset))
-            elif feed.topic.ended:
+                group.count(len(self.rest), 1, message, reset)
+            elif ended:
                 self.rest = memoryview(ending(group.frame, group.transport.notice("end")))
                 self.last = True
             else:
                 if self in group.behind:
                     del group.behind[self]
+                    group.tally.caught_up(subscription)
                     feed.hub.selector.modify(self.sock, READ, self)
                 group.current[self] = None
                 return
@@ -200,10 +221,10 @@ class Stream:
         except OSError:
             self.drop()
             return False
+        if sent:
+            self.progress = self.group.feed.hub.clock()
         if sent < len(self.rest):
             self.rest = self.rest[sent:]
-            if sent:
-                self.progress = self.group.feed.hub.clock()
             if self not in self.group.behind:
                 self.fall_behind()
             return False
@@ -221,6 +242,7 @@ class Stream:
         """The socket is full: the client goes on when it can be written again."""
         hub = self.group.feed.hub
         self.group.behind[self] = None
+        self.group.tally.alone(self.subscription)
         self.progress = hub.clock()
         hub.selector.modify(self.sock, READ | WRITE, self)
 

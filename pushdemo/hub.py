@@ -70,15 +70,15 @@ class Hub:
 
         self.call(adopt)
 
-    def poll(self, sock: socket.socket, poll: LongPoll, reply: Reply) -> None:
-        """Hold a long poll until there is an answer."""
+    def poll(self, sock: socket.socket, poll: LongPoll, reply: Reply, *, unsent: bytes) -> None:
+        """Hold a long poll until there is an answer; `unsent` is what is left of the response before that."""
 
         def adopt() -> None:
             if self._stopping:
-                send_off(sock, poll, reply)
+                send_off(sock, unsent, poll, reply)
                 return
             poll.join()
-            Poll(sock, poll, reply, self._feed(poll.topic)).start()
+            Poll(sock, unsent, poll, reply, self._feed(poll.topic)).start()
 
         self.call(adopt)
 
@@ -145,7 +145,7 @@ class Hub:
             else:
                 key.data.ready(events)
         self._do_calls()
-        while self._changed:
+        for _ in range(len(self._changed)):  # what comes meanwhile has rung: the next turn takes it
             if feed := self._feeds.get(self._changed.popleft()):
                 feed.deliver()
         now = self.clock()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from pushdemo.feeds import Feed
-from pushdemo.holding import READ
+from pushdemo.holding import READ, WRITE
 from pushdemo.subscriptions import LongPoll, retry_hint
 
 
@@ -24,10 +24,10 @@ class Reply(Protocol):
         """The client has left; the socket is closed."""
 
 
-def send_off(sock: socket.socket, poll: LongPoll, reply: Reply) -> None:
+def send_off(sock: socket.socket, unsent: bytes | memoryview, poll: LongPoll, reply: Reply) -> None:
     """Answer a long poll because the server stops."""
     with suppress(OSError):
-        sock.send(reply.response(poll.waiting(retry_hint())))
+        sock.send(b"".join((unsent, reply.response(poll.waiting(retry_hint())))))
     sock.close()
     poll.close()
     reply.gone()
@@ -36,10 +36,11 @@ def send_off(sock: socket.socket, poll: LongPoll, reply: Reply) -> None:
 class Poll:
     """A client that waits in a feed for the answer to its long poll, until `deadline`."""
 
-    __slots__ = ("deadline", "feed", "poll", "reply", "sock")
+    __slots__ = ("deadline", "feed", "poll", "reply", "sock", "unsent")
 
-    def __init__(self, sock: socket.socket, poll: LongPoll, reply: Reply, feed: Feed) -> None:
+    def __init__(self, sock: socket.socket, unsent: bytes, poll: LongPoll, reply: Reply, feed: Feed) -> None:
         self.sock = sock
+        self.unsent = memoryview(unsent)  # of the response before this one: it does not wait for the answer
         self.poll = poll
         self.reply = reply
         self.feed = feed
@@ -48,14 +49,17 @@ class Poll:
     def start(self) -> None:
         """Wait, unless the answer has come meanwhile."""
         self.feed.polls[self] = None
-        self.feed.hub.selector.register(self.sock, READ, self)
+        self.feed.hub.selector.register(self.sock, WRITE if self.unsent else READ, self)
         self.answer()
 
     def ready(self, events: int) -> None:
-        """The client has left, or has sent its next request: that stays in the socket until this one is done."""
+        """The client reads, has left, or has sent its next request: that stays in the socket until this one is done."""
         if self not in self.feed.polls:  # answered in this very turn
             return
         try:
+            if events & WRITE:
+                self._send_unsent()
+                return
             left = not self.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return
@@ -66,6 +70,11 @@ class Poll:
             self._close()
         else:
             self.feed.hub.selector.unregister(self.sock)  # it would be reported for ever
+
+    def _send_unsent(self) -> None:
+        self.unsent = self.unsent[self.sock.send(self.unsent) :]
+        if not self.unsent:
+            self.feed.hub.selector.modify(self.sock, READ, self)
 
     def answer(self) -> None:
         """Answer, if there is something to say."""
@@ -79,12 +88,13 @@ class Poll:
     def finish(self) -> None:
         """The server stops."""
         self._forget()
-        send_off(self.sock, self.poll, self.reply)
+        send_off(self.sock, self.unsent, self.poll, self.reply)
 
     def _reply(self, body: bytes) -> None:
         """Write the whole response and give the connection back."""
         self._forget()
-        data = self.reply.response(body)
+        self.poll.close()  # first: who has the answer asks again, and needs the place
+        data = b"".join((self.unsent, self.reply.response(body)))
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
@@ -92,7 +102,6 @@ class Poll:
         except OSError:
             self._close()
             return
-        self.poll.close()
         self.reply.done(data[sent:])
 
     def _forget(self) -> None:

@@ -86,10 +86,10 @@ class Producer:
             while self._wait():
                 try:
                     values = values or self._values()
-                    self.topic.publish(next(values))
+                    self._publish(next(values))
                     failures = 0
                 except StopIteration:
-                    self.topic.end()
+                    self._finish()
                     break
                 except Exception:
                     if self.topic.closed:
@@ -129,7 +129,18 @@ class Producer:
             self._due = self.topic.clock() + pause
         if failures == 1:
             log.exception("the source of topic %s failed; next try in %.3g s", self.topic.name, pause)
-            self.topic.notify("failing")
+            self._tell_failing()
+
+    # -- what becomes of what the source does; a producer that shares its topic with others asks first
+
+    def _publish(self, value: Any) -> None:
+        self.topic.publish(value)
+
+    def _finish(self) -> None:
+        self.topic.end()
+
+    def _tell_failing(self) -> None:
+        self.topic.notify("failing")
 
 
 def _dispose(values: Iterator[Any] | None) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pushdemo.framing import Frame, ending
 from pushdemo.holding import READ, WRITE, Holder, has_left
+from pushdemo.metrics import Tally
 from pushdemo.subscriptions import Pace, retry_hint
 from pushdemo.transports import Transport
 
@@ -21,6 +22,7 @@ class Pulled(Protocol):
     """The body of such a response. One thread at a time calls it."""
 
     pace: Pace
+    tally: Tally
     transport: Transport
 
     def open(self) -> bytes:
@@ -80,6 +82,7 @@ class Pull:
         if self.gone:
             return
         if self.rest and now - self.progress >= pace.stall_timeout:
+            self.body.tally.closed_stalled()
             self.drop()
         elif self.busy and now - self.progress >= pace.heartbeat:
             self._send(self.frame(self.body.transport.notice("heartbeat")))

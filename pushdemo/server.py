@@ -7,6 +7,10 @@ out, the worker thread leaves the request unfinished and the socket goes to the 
 Which thread runs what: `ParkingTask` and `Offer` a waitress worker; `_hand_over` and `_take_back` waitress's loop,
 since only it may change its socket map; `PolledChannel.response`, `done`, `gone` the hub's. A channel is one thread's
 at a time: it goes from the worker to the loop to the hub and back, each step through a queue.
+
+The loop takes from its queue between two polls, and not in a function given to waitress's trigger, which would run in
+the midst of what one poll has reported: the hub might close the socket, and the next connection get both its number and
+the report of its end.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ log = logging.getLogger("pushdemo")
 Application = Callable[..., Any]
 Waiting = Subscription | LongPoll | Pulled
 
+_CALLS = 1_000  # made between two polls at most: neither pages nor the pipe of the trigger wait for thousands of them
 _CONNECTION_LIMIT = 1_000  # connections between two requests; waitress's own 100 are soon those of a few open pages
 
 
@@ -125,7 +130,7 @@ class ParkingChannel(HTTPChannel):
             super().service()
         except Parked as parked:
             (task,) = parked.args
-            self.server.trigger.pull_trigger(lambda: self._hand_over(task))
+            self.server.call_soon(partial(self._hand_over, task))
 
     def finish(self, task: ParkingTask) -> None:
         """End the request of a task that has been answered, as waitress ends any: by its own `service`."""
@@ -141,6 +146,7 @@ class ParkingChannel(HTTPChannel):
         assert client is not None
         if sock is None or not self.connected or self.will_close:
             client.close()
+            self.forget()
             return
         self.del_channel()
         unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in self.outbufs)
@@ -149,16 +155,24 @@ class ParkingChannel(HTTPChannel):
             self.server.hub.poll(sock, client, PolledChannel(self, task), unsent=unsent)
         else:
             self.socket = None
-            self.requests.pop().close()
+            self.forget()
             chunked = task.chunked_response
             if isinstance(client, Subscription):
                 self.server.hub.stream(sock, client, chunked=chunked, unsent=unsent)
             else:
                 self.server.hub.pull(sock, client, chunked=chunked, unsent=unsent, run=self.server.workers.run)
 
+    def forget(self) -> None:
+        """Nothing is read or written here any more: close the files that waitress may have behind its buffers."""
+        while self.requests:
+            self.requests.pop().close()
+        for outbuf in self.outbufs:
+            outbuf.close()
+
 
 def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) -> ParkingTask:
-    return task
+    # Before `finish` is over, a worker may have begun with the request behind this one.
+    return task if request is task.request else ParkingTask(channel, request)
 
 
 class PolledChannel:
@@ -178,15 +192,14 @@ class PolledChannel:
 
     def done(self, rest: bytes) -> None:
         """The connection goes back to waitress, which ends the request as it ends any other."""
-        self._channel.server.trigger.pull_trigger(lambda: self._take_back(rest))
+        self._channel.server.call_soon(partial(self._take_back, rest))
 
     def gone(self) -> None:
         """The socket is closed: nobody is left to serve."""
         channel = self._channel
         channel.connected = False
         channel.socket = None
-        while channel.requests:
-            channel.requests.pop().close()
+        channel.forget()
 
     def _take_back(self, rest: bytes) -> None:
         channel, task = self._channel, self._task
@@ -195,7 +208,10 @@ class PolledChannel:
             channel.outbufs[-1].append(rest)
             channel.total_outbufs_len += len(rest)
         task.answered = True
-        channel.finish(task)
+        if len(rest) > channel.adj.outbuf_high_watermark:  # it waits for the client to read, which the loop cannot do
+            channel.server.add_task(Work(partial(channel.finish, task)))
+        else:
+            channel.finish(task)
 
 
 class Work:
@@ -254,10 +270,13 @@ class Server:
         if not asbool(settings.setdefault("asyncore_use_poll", True)):
             raise ValueError("asyncore_use_poll = false: must be true, since select() sees no more than 1024 sockets")
         settings.setdefault("connection_limit", _CONNECTION_LIMIT)
-        self.hub = Hub()
         self._map: dict[int, Any] = {}
-        self._stopping = False
+        self._calls: deque[Callable[[], None]] = deque()  # any thread appends, the loop takes
+        self._woken = False  # any thread; true only while the trigger has been pulled, or is about to be
+        self._stopping = False  # any thread sets it, once
+        self._closed = False
         self._server = create_server(app, map=self._map, **settings)
+        self.hub = Hub()
         self._adj = self._server.adj
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         spare_threads = threading.BoundedSemaphore(max(1, self._adj.threads - 1))
@@ -266,6 +285,7 @@ class Server:
             listener.channel_class = ParkingChannel
             listener.application = _outermost(listener.application)
             listener.hub = self.hub
+            listener.call_soon = self.call_soon
             listener.spare_threads = spare_threads
             listener.workers = workers
 
@@ -279,14 +299,34 @@ class Server:
         with self._signals():
             try:
                 while self._map and not self._stopping:
-                    wasyncore.poll2(self._adj.asyncore_loop_timeout, self._map)
+                    wasyncore.poll2(0 if self._calls else self._adj.asyncore_loop_timeout, self._map)
+                    self._do_calls(_CALLS)
             finally:
                 self._close()
 
     def stop(self, *_: object) -> None:
         """Make `run` end; from any thread or a signal's handler."""
         self._stopping = True
-        self._listeners[0].pull_trigger()
+        self._wake()
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Have the loop's thread call `function`; from any thread."""
+        self._calls.append(function)
+        if not self._woken:
+            self._woken = True
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._closed:  # another file may have the trigger's number by now
+            self._listeners[0].pull_trigger()
+
+    def _do_calls(self, most: int) -> None:
+        self._woken = False  # before the queue is read: what is put there from now on wakes again
+        for _ in range(min(len(self._calls), most)):
+            try:
+                self._calls.popleft()()
+            except Exception:
+                log.exception("the server met an error and goes on")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -306,7 +346,11 @@ class Server:
             wasyncore.dispatcher.close(listener)  # who comes now is refused, and goes to another node
         self.hub.stop()
         self._server.task_dispatcher.shutdown(timeout=1)
-        wasyncore.poll2(0, self._map)  # what was on its way back from the hub
+        self._do_calls(len(self._calls))
+        self._closed = True
+        for listener in self._listeners:
+            for channel in list(listener.active_channels.values()):
+                channel.handle_close()  # with the files that waitress may have behind its buffers
         wasyncore.close_all(self._map, ignore_all=True)
 
 

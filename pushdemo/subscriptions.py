@@ -7,11 +7,12 @@ response owns the subscription and alone calls it: the worker thread that iterat
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pushdemo import transports
 from pushdemo.messages import Message
+from pushdemo.metrics import Counters
 from pushdemo.topics import Topic
 from pushdemo.transports import Transport, longpoll
 from pushdemo.transports.longpoll import State
@@ -21,6 +22,9 @@ _FIRST = 65_536  # bytes of history that the first write brings at most; the res
 _RETRY = (
     2_000  # milliseconds over which the clients of a server that goes are spread, so that the next one is not run over
 )
+
+
+_TOGETHER = 2  # entries: an answer with more is not kept for others
 
 
 def retry_hint() -> int:
@@ -35,6 +39,7 @@ class Pace:
     heartbeat: float = 15.0  # without a byte written, before a stream's heartbeat
     stall_timeout: float = 30.0  # that a client may leave its socket full
     longpoll_timeout: float = 25.0  # that a long poll waits for a message
+    counters: Counters = field(default_factory=Counters, compare=False)  # what happens to them is counted there
 
 
 class _Client:
@@ -43,11 +48,14 @@ class _Client:
     `release` must not take a lock: the last resort that calls it is the garbage collector, in any thread at any time.
     """
 
-    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "pace", "position", "topic")
+    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "pace", "position", "tally", "topic")
 
-    def __init__(self, topic: Topic, pace: Pace, last_event_id: str = "", release: Callable[[], None] = lambda: None):
+    def __init__(
+        self, topic: Topic, transport: str, pace: Pace, last_event_id: str, release: Callable[[], None]
+    ) -> None:
         self.topic = topic
         self.pace = pace
+        self.tally = pace.counters.tally(topic.name, transport)
         self.position = 0  # of the last entry that the client has, or is being written
         self._last_event_id = last_event_id
         self._release = release
@@ -57,6 +65,7 @@ class _Client:
     def join(self) -> None:
         """Become one of the topic's clients, which keep its source running; undone by `close`."""
         self._state = "open"
+        self.tally.joined()
         self.topic.join()
 
     def _begin(self) -> tuple[Message, ...]:
@@ -67,6 +76,7 @@ class _Client:
     def close(self) -> None:
         """The client is gone. What follows the first call does nothing."""
         if self._state == "open":
+            self.tally.left(self)
             self.topic.leave()
         if self._state != "closed":
             self._state = "closed"
@@ -98,7 +108,7 @@ class Subscription(_Client):
         last_event_id: str = "",
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(topic, pace, last_event_id, release)
+        super().__init__(topic, transport.name, pace, last_event_id, release)
         self.transport = transport
 
     def open(self) -> bytes:
@@ -108,12 +118,15 @@ class Subscription(_Client):
         parts = [self.transport.preamble()]
         if self._reset:
             self._reset = False
-            parts.append(self.transport.notice("reset"))
+            # The id to come back with until the next message comes. A backlog has its own.
+            parts.append(self.transport.notice("reset", "" if backlog else self.topic.id_at(self.position)))
+            self.tally.wrote(0, resets=1)
         parts += [transports.encode(self.transport, message) for message in backlog]
         size = 0
         while size < _FIRST and (data := self.next()) is not None:
             parts.append(data)
             size += len(data)
+        self.tally.wrote(sum(map(len, parts)) - size, messages=sum(entry.kind == "message" for entry in backlog))
         return b"".join(parts)
 
     def take(self) -> tuple[Message | None, bool]:
@@ -128,12 +141,16 @@ class Subscription(_Client):
         if message is None:
             return None
         data = transports.encode(self.transport, message)
-        return self.transport.notice("reset") + data if reset else data
+        if reset:
+            data = self.transport.notice("reset") + data
+        self.tally.wrote(len(data), messages=message.kind == "message", resets=reset or message.kind == "reset")
+        return data
 
     def __iter__(self) -> Iterator[bytes]:
         """The stream as any WSGI server can send it, waiting in the server's own thread."""
         try:
             yield self.open()
+            self.tally.alone(self)
             while not self.topic.closed:
                 ended = self.topic.ended  # asked first: what was said right before the end is then found
                 if (data := self.next()) is not None:
@@ -153,13 +170,19 @@ class LongPoll(_Client):
 
     __slots__ = ()
 
+    def __init__(
+        self, topic: Topic, pace: Pace, last_event_id: str = "", release: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(topic, longpoll.name, pace, last_event_id, release)
+
     def open(self) -> bytes | None:
         """The answer, if there is one already."""
         backlog = self._begin()
         if not backlog:
             return self.answer()
-        messages = [message for message in backlog if message.kind == "message"]
-        return longpoll.answer("ready", messages, last_event_id=backlog[-1].id, reset=self._reset)
+        self._reset = self._reset or any(entry.kind == "reset" for entry in backlog)
+        messages = [entry for entry in backlog if entry.kind == "message"]
+        return self._counted(_answer(messages, backlog[-1], self._reset), len(messages))
 
     def answer(self) -> bytes | None:
         """The answer with all that has come, or None where there is nothing to say yet."""
@@ -175,11 +198,13 @@ class LongPoll(_Client):
         if last is None:
             return self._say("done") if ended else None
         reset = self._reset
-        state: State = "ready" if messages or last.kind == "reset" else "failing"
-        # Most clients that wait are at one position: what answers the first answers them all.
-        return last.encoded(
-            ("longpoll", start, reset), lambda m: longpoll.answer(state, messages, last_event_id=m.id, reset=reset)
-        )
+        # Most clients that wait are at one position: what answers the first answers them all. Who has to catch up is
+        # answered alone: as many answers as there are places in the history would be kept with each of its messages.
+        if last.position - start <= _TOGETHER:
+            body = last.encoded(("longpoll", start, reset), lambda last: _answer(messages, last, reset))
+        else:
+            body = _answer(messages, last, reset)
+        return self._counted(body, len(messages))
 
     def waiting(self, retry: int | None = None) -> bytes:
         """The answer when nothing came in time, or (with `retry`, milliseconds) when the server goes."""
@@ -197,4 +222,15 @@ class LongPoll(_Client):
 
     def _say(self, state: State, retry: int | None = None) -> bytes:
         id = self.topic.id_at(self.position)
-        return longpoll.answer(state, last_event_id=id, reset=self._reset, retry=retry)
+        return self._counted(longpoll.answer(state, last_event_id=id, reset=self._reset, retry=retry))
+
+    def _counted(self, body: bytes, messages: int = 0) -> bytes:
+        self.tally.wrote(len(body), messages=messages, resets=self._reset)
+        return body
+
+
+def _answer(messages: Sequence[Message], last: Message, reset: bool) -> bytes:
+    """The answer that brings these messages, where `last` is the last entry of any kind."""
+    failing = last.kind == "failing"
+    state: State = "failing" if failing and not messages else "ready"
+    return longpoll.answer(state, messages, last_event_id=last.id, reset=reset, failing=failing)

@@ -201,8 +201,8 @@ class Topic:
         It cannot when the id is of another life of the topic, is not one at all, or lies before the history.
         """
         epoch, _, digits = last_event_id.rpartition("-")
-        if epoch != self.epoch or not digits.isascii() or not digits.isdigit():
-            return None
+        if epoch != self.epoch or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+            return None  # int() refuses thousands of digits, and no topic comes as far as 20
         number = int(digits)
         with self.changed:
             if number > self.number:
@@ -211,8 +211,10 @@ class Topic:
             known = [entry.position for entry in entries if entry.number <= number]
             if known:
                 return max(known)
-            first = entries[0].position if entries else 1
-            return first - 1 if not entries or entries[0].number == number + 1 else None
+            if not entries:
+                return self.head if number == self.number else None
+            first = entries[0]  # a notice has the number of the message before it, which has left the history
+            return first.position - 1 if first.number == number + 1 and first.kind == "message" else None
 
     def id_at(self, position: int) -> str:
         """The id that resumes behind `position`: that of the last message up to it."""
@@ -230,7 +232,8 @@ class Topic:
     def newest(self) -> int:
         """The position in front of the newest message, from where a new client starts.
 
-        It is `head` where there is none, or where the source has slept and is about to make a fresh one.
+        It is `head` where there is none, or where the source has slept and is about to make a fresh one; and in front
+        of the news that the source fails, where it has never made any.
         """
         with self.changed:
             if self.source and not self.source.fresh and not self.ended:
@@ -238,7 +241,8 @@ class Topic:
             for entry in reversed(self._history.values()):
                 if entry.kind == "message":
                     return entry.position - 1
-            return self.head
+            newest = self._history.get(self.head)
+            return self.head - 1 if newest and newest.kind == "failing" and not self.ended else self.head
 
     def oldest(self) -> int:
         """The position in front of all that the history holds."""

@@ -175,6 +175,11 @@ class Client:
         found, self.buffer = self.buffer[:size], self.buffer[size:]
         return found
 
+    def some(self) -> bytes:
+        """Whatever has come; b"" is the end of the connection."""
+        found, self.buffer = self.buffer or self.sock.recv(65_536), b""
+        return found
+
     def chunk(self) -> bytes:
         """The next chunk of a chunked response; b"" is the last."""
         size = int(self.until(b"\r\n"), 16)

@@ -1,0 +1,622 @@
+"""Our server on real sockets, in the test's process: what HTTP may ask of it while responses are parked."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waitress import wasyncore
+
+from pushdemo.server import Server
+from pushdemo.topics import Topic
+from tests.fixtureapps import newsroom
+from tests.support import PATIENCE, Client, port_of, serving, wait_until
+
+STREAMS = ("multipart", "sse", "jsonlines")
+
+
+class Newsroom:
+    """The application of fixtureapps/newsroom.py behind our server."""
+
+    def __init__(self, app: Any, server: Server) -> None:
+        self.app = app
+        self.server = server
+        self.news: Topic = app.registry["pushdemo.topics"]["news"]
+
+    @property
+    def port(self) -> int:
+        return port_of(self.server)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Places taken, and clients of the topic: both are taken and given back once for each client."""
+        return self.app.registry["pushdemo.clients"].all.taken, self.news.clients
+
+    def client(self) -> Client:
+        return Client(self.port)
+
+    def last(self) -> str:
+        """The id of the newest message."""
+        return self.news.id_at(self.news.head)
+
+    def poll(self, client: Client, *headers: str, version: str = "1.1") -> Client:
+        """Ask for what comes next, and wait until the request is parked."""
+        before = self.news.clients
+        client.get(f"/push/news?transport=longpoll&last_event_id={self.last()}", *headers, version=version)
+        wait_until(lambda: self.news.clients == before + 1)
+        return client
+
+    def stream(self, client: Client, transport: str = "jsonlines", **request: str) -> Client:
+        """Open a stream, and read its headers and first bytes."""
+        client.get(f"/push/news?transport={transport}&last_event_id={self.last()}", **request)
+        client.head()
+        client.until({"multipart": b"\r\n", "sse": b": stream\n\n", "jsonlines": b"}\n"}[transport])
+        return client
+
+
+@contextmanager
+def newsroom_on(ini: dict[str, str] | None = None, **settings: Any) -> Iterator[Newsroom]:
+    app = newsroom.main(**(ini or {}))
+    with serving(app, **settings) as server:
+        yield Newsroom(app, server)
+
+
+@pytest.fixture
+def room() -> Iterator[Newsroom]:
+    with newsroom_on() as room:
+        yield room
+
+
+def messages(body: bytes) -> list[str]:
+    return [message["content"] for message in json.loads(body)["messages"]]
+
+
+def requests(*paths: str) -> bytes:
+    """One packet with requests behind each other."""
+    return "".join(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in paths).encode()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a reset (RST) instead of a farewell."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def small_reader(room: Newsroom) -> Client:
+    """A client whose socket takes little before it is full."""
+    client = Client.__new__(Client)
+    client.buffer = b""
+    client.sock = socket.socket()
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    client.sock.settimeout(PATIENCE)
+    client.sock.connect(("127.0.0.1", room.port))
+    return client
+
+
+# -- a thread is not what a client costs
+
+
+def test_more_clients_than_threads_hold_streams_and_polls_while_pages_answer(room: Newsroom) -> None:
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        streams = [room.stream(stack.enter_context(room.client()), STREAMS[n % 3]) for n in range(30)]
+        polls = [room.poll(stack.enter_context(room.client())) for _ in range(30)]
+        assert room.held == (60, 60)
+        assert threading.active_count() <= threads + 1  # the hub's
+        with room.client() as client:
+            assert client.get("/page").response()[2] == b"the page"
+        room.news.publish("a")
+        for stream in streams:
+            stream.until(b"a")
+        for poll in polls:
+            assert messages(poll.response()[2]) == ["a"]
+    wait_until(lambda: room.held == (0, 0))
+
+
+def test_parked_sockets_leave_waitresss_map(room: Newsroom) -> None:
+    before = len(room.server._map)
+    with ExitStack() as stack:
+        for _ in range(10):
+            room.stream(stack.enter_context(room.client()))
+            room.poll(stack.enter_context(room.client()))
+        wait_until(lambda: len(room.server._map) == before)
+
+
+def test_parked_clients_do_not_count_against_the_connection_limit() -> None:
+    with newsroom_on(connection_limit=20) as room, ExitStack() as stack:
+        for _ in range(40):
+            room.stream(stack.enter_context(room.client()))
+        with room.client() as client:
+            assert client.get("/page").response()[2] == b"the page"
+
+
+# -- versions, methods, addresses
+
+
+@pytest.mark.parametrize("transport", STREAMS)
+def test_http_1_1_gets_chunks_and_http_1_0_a_stream_that_ends_with_the_connection(
+    room: Newsroom, transport: str
+) -> None:
+    with room.client() as new, room.client() as old:
+        for client, version in ((new, "1.1"), (old, "1.0")):
+            client.get(f"/push/news?transport={transport}", version=version)
+        status, headers = new.head()
+        assert (status, headers["transfer-encoding"], headers["connection"]) == (200, "chunked", "close")
+        status, headers = old.head()
+        assert (status, headers["connection"]) == (200, "close")
+        assert "transfer-encoding" not in headers
+        room.news.publish("a")
+        room.news.end()
+        assert old.rest() == b"".join(iter(new.chunk, b""))
+        assert new.rest() == b""
+    wait_until(lambda: room.held == (0, 0))
+
+
+@pytest.mark.parametrize("transport", [*STREAMS, "longpoll"])
+def test_head_gets_the_headers_and_the_connection_goes_on(room: Newsroom, transport: str) -> None:
+    with room.client() as client:
+        client.get(f"/push/news?transport={transport}", method="HEAD")
+        status, headers = client.head()
+        assert status == 200
+        assert "no-store" in headers["cache-control"]
+        if headers.get("connection") != "close":
+            assert client.get("/page").response()[2] == b"the page"
+        else:
+            assert client.rest() == b""
+    assert room.held == (0, 0)
+
+
+def test_a_poll_keeps_the_connection_as_its_request_asks(room: Newsroom) -> None:
+    with room.client() as client:
+        for text in ("a", "b", "c"):
+            room.poll(client)
+            room.news.publish(text)
+            status, headers, body = client.response()
+            assert (status, messages(body)) == (200, [text])
+            assert "connection" not in headers
+        room.poll(client, "Connection: close")
+        room.news.publish("d")
+        status, headers, body = client.response()
+        assert (headers["connection"], messages(body)) == ("close", ["d"])
+        assert client.rest() == b""
+    with room.client() as client:
+        room.poll(client, "Connection: keep-alive", version="1.0")
+        room.news.publish("e")
+        status, headers, body = client.response()
+        assert (headers["connection"], messages(body)) == ("Keep-Alive", ["e"])
+        room.poll(client, version="1.0")
+        room.news.publish("f")
+        status, headers, body = client.response()
+        assert (headers["connection"], messages(body)) == ("close", ["f"])
+        assert client.rest() == b""
+
+
+def test_a_stream_and_a_poll_over_ipv6() -> None:
+    with newsroom_on(listen="[::1]:0") as room, Client(room.port, "::1") as stream, Client(room.port, "::1") as poll:
+        room.stream(stream)
+        room.poll(poll)
+        room.news.publish("a")
+        assert b'"a"' in stream.until(b'a"}')
+        assert messages(poll.response()[2]) == ["a"]
+
+
+def test_a_stream_and_a_poll_over_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with newsroom_on(unix_socket=path) as room, ExitStack() as stack:
+        clients = []
+        for _ in range(2):
+            client = Client.__new__(Client)
+            client.buffer = b""
+            client.sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.sock.settimeout(PATIENCE)
+            client.sock.connect(path)
+            clients.append(client)
+        stream, poll = clients
+        room.stream(stream)
+        room.poll(poll)
+        room.news.publish("a")
+        assert b'"a"' in stream.until(b'a"}')
+        assert messages(poll.response()[2]) == ["a"]
+        assert poll.get("/page").response()[2] == b"the page"
+        stream.sock.close()
+        wait_until(lambda: room.held == (0, 0))
+
+
+def test_below_a_url_prefix() -> None:
+    with newsroom_on(url_prefix="/below") as room, room.client() as stream, room.client() as poll:
+        assert poll.get("/below/where").response()[2] == b"/below|/where"
+        stream.get("/below/push/news?transport=sse")
+        assert stream.head()[0] == 200
+        poll.get("/below/push/news?transport=longpoll")
+        wait_until(lambda: room.held == (2, 2))
+        room.news.publish("a")
+        stream.until(b"data: a\n\n")
+        assert messages(poll.response()[2]) == ["a"]
+
+
+def test_on_several_addresses_at_once() -> None:
+    with newsroom_on(listen="127.0.0.1:0 127.0.0.1:0 [::1]:0") as room, ExitStack() as stack:
+        assert len(room.server.addresses) == 3
+        streams, polls = [], []
+        for host, port in room.server.addresses:
+            streams.append(room.stream(stack.enter_context(Client(int(port), host))))
+            polls.append(room.poll(stack.enter_context(Client(int(port), host))))
+        room.news.publish("a")
+        for stream in streams:
+            stream.until(b'"a"}')
+        for poll in polls:
+            assert messages(poll.response()[2]) == ["a"]
+            assert poll.get("/page").response()[2] == b"the page"
+
+
+def test_an_upload_that_expects_100_continue_beside_streams(room: Newsroom) -> None:
+    body = os.urandom(300_000)
+    with ExitStack() as stack:
+        streams = [room.stream(stack.enter_context(room.client())) for _ in range(10)]
+        client = stack.enter_context(room.client())
+        for _ in range(2):
+            client.get("/echo", f"Content-Length: {len(body)}", "Expect: 100-continue", method="POST")
+            assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            room.news.publish("a")
+            client.sock.sendall(body)
+            assert client.response()[2] == body
+            for stream in streams:
+                stream.until(b'"a"}')
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nonsense": "1"}, "Unknown adjustment 'nonsense'"),
+        ({"asyncore_use_poll": "false"}, "must be true"),
+        ({"threads": "many"}, "many"),
+    ],
+)
+def test_a_wrong_setting_is_refused_and_leaves_no_open_file(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Server(newsroom.main(), listen="127.0.0.1:0", **settings)
+    gc.collect()  # a socket left open is a warning here, which is an error
+
+
+# -- pipelining
+
+
+def test_requests_pipelined_behind_a_poll_are_answered_after_it(room: Newsroom) -> None:
+    """In the same packet and in a later one; many times, since two threads meet at each."""
+    with room.client() as client:
+        for number in range(100):
+            poll = f"/push/news?transport=longpoll&last_event_id={room.last()}"
+            client.sock.sendall(requests(poll, "/page", "/where"))
+            wait_until(lambda: room.news.clients)
+            client.sock.sendall(requests("/page?size=3"))
+            room.news.publish(str(number))
+            assert messages(client.response()[2]) == [str(number)]
+            assert client.response()[2] == b"the page"
+            assert client.response()[2] == b"|/where"
+            assert client.response()[2] == b"xxx"
+
+
+def test_polls_pipelined_behind_a_poll_wait_for_their_turn(room: Newsroom) -> None:
+    poll = f"/push/news?transport=longpoll&last_event_id={room.news.epoch}-"
+    with room.client() as client:
+        client.sock.sendall(requests(*(f"{poll}{number}" for number in range(5))))
+        for number in range(5):
+            wait_until(lambda: room.news.clients)
+            room.news.publish(str(number))
+            assert messages(client.response()[2]) == [str(number)]
+
+
+def test_a_response_that_is_still_under_way_does_not_wait_for_the_poll_behind_it(room: Newsroom) -> None:
+    size = 3_000_000
+    with small_reader(room) as client:
+        client.sock.sendall(requests(f"/page?size={size}", "/push/news?transport=longpoll"))
+        assert client.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        wait_until(lambda: room.news.clients)
+        assert client.exactly(size) == b"x" * size
+        room.news.publish("a")
+        assert messages(client.response()[2]) == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore:send_bytes")
+@pytest.mark.parametrize("send_bytes", [1, 18_000])
+def test_a_response_that_waitress_has_not_sent_yet_does_not_wait_for_the_poll_behind_it(send_bytes: int) -> None:
+    with newsroom_on(send_bytes=send_bytes) as room, room.client() as client:
+        client.sock.sendall(requests("/page", "/push/news?transport=longpoll"))
+        wait_until(lambda: room.news.clients)
+        assert client.response()[2] == b"the page"
+        room.news.publish("a")
+        assert messages(client.response()[2]) == ["a"]
+
+
+def test_a_response_that_is_still_under_way_comes_before_the_stream_behind_it(room: Newsroom) -> None:
+    size = 3_000_000
+    with small_reader(room) as client:
+        client.sock.sendall(requests(f"/page?size={size}", "/push/news?transport=sse"))
+        wait_until(lambda: room.news.clients)
+        room.news.publish("a")
+        assert client.response()[2] == b"x" * size
+        assert client.head()[0] == 200
+        client.until(b"data: a\n\n")
+
+
+def test_an_upload_pipelined_behind_a_poll_is_told_to_continue_after_it(room: Newsroom) -> None:
+    body = b"y" * 1_000
+    with room.client() as client:
+        client.sock.sendall(
+            requests("/push/news?transport=longpoll")
+            + b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        wait_until(lambda: room.news.clients)
+        room.news.publish("a")
+        assert messages(client.response()[2]) == ["a"]
+        assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sock.sendall(body)
+        assert client.response()[2] == body
+
+
+def test_an_answer_that_nobody_reads_does_not_stop_the_server() -> None:
+    """More than waitress means to buffer, with a request behind it, for which waitress waits until it has been read."""
+    with (
+        newsroom_on(outbuf_high_watermark=100_000) as room,
+        small_reader(room) as client,
+        room.client() as other,
+    ):
+        client.sock.sendall(requests("/push/news?transport=longpoll", "/page"))
+        wait_until(lambda: room.news.clients)
+        text = "x" * 5_000_000
+        room.news.publish(text)
+        wait_until(lambda: room.news.clients == 0)
+        for _ in range(3):
+            assert other.get("/page").response()[2] == b"the page"
+        assert messages(client.response()[2]) == [text]
+        assert client.response()[2] == b"the page"
+
+
+def test_waitress_may_look_ahead_while_a_poll_waits() -> None:
+    with newsroom_on(channel_request_lookahead=5) as room, room.client() as client, room.client() as leaver:
+        room.poll(client)
+        for _ in range(3):
+            client.get("/page")
+        room.news.publish("a")
+        assert messages(client.response()[2]) == ["a"]
+        for _ in range(3):
+            assert client.response()[2] == b"the page"
+        room.poll(leaver).sock.close()
+        wait_until(lambda: room.held == (0, 0), timeout=1.0)
+
+
+# -- clients that misbehave
+
+
+@pytest.mark.parametrize("transport", [*STREAMS, "longpoll"])
+@pytest.mark.parametrize("leave", [socket.socket.close, reset])
+def test_a_client_that_leaves_is_noticed_within_a_second_without_a_message(
+    room: Newsroom, transport: str, leave: Callable[[socket.socket], None]
+) -> None:
+    closed: list[None] = []
+    give = room.app.registry["pushdemo.clients"].all.give
+
+    def counted() -> None:
+        closed.append(None)
+        give()
+
+    room.app.registry["pushdemo.clients"].all.give = counted
+    client = room.client()
+    if transport == "longpoll":
+        room.poll(client)
+    else:
+        room.stream(client, transport)
+    leave(client.sock)
+    wait_until(lambda: room.held == (0, 0), timeout=1.0)
+    room.news.publish("a")
+    with room.client() as other:  # the hub has had time to make a mistake
+        room.stream(other)
+        room.news.publish("b")
+        other.until(b'"b"}')
+    wait_until(lambda: room.held == (0, 0))
+    assert len(closed) == 2
+
+
+def test_a_client_that_has_left_before_its_answer_gives_its_place_back(room: Newsroom) -> None:
+    for number in range(200):
+        client = room.client()
+        transport = (*STREAMS, "longpoll")[number % 4]
+        client.get(f"/push/news?transport={transport}")
+        if number % 3:
+            reset(client.sock)
+        else:
+            client.sock.close()
+    wait_until(lambda: room.held == (0, 0))
+    with room.client() as client:
+        assert client.get("/page").response()[2] == b"the page"
+
+
+def test_bytes_that_a_client_sends_on_its_stream_do_no_harm(room: Newsroom) -> None:
+    with room.client() as client, room.client() as poll:
+        client.sock.sendall(requests("/push/news?transport=sse") + b"GET /page HTTP/1.1\r\n" * 9)
+        client.head()
+        room.poll(poll)
+        for _ in range(50):
+            client.sock.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 9\r\n\r\nwhatever" * 500)
+        room.news.publish("a")
+        assert client.until(b"data: a\n\n").endswith(b"data: a\n\n")
+        assert messages(poll.response()[2]) == ["a"]
+
+
+def test_a_client_that_reads_one_byte_at_a_time_gets_an_uncorrupted_stream(room: Newsroom) -> None:
+    texts = [f"{number}:" + chr(97 + number % 26) * 900 for number in range(20)]
+    with small_reader(room) as client:
+        client.get("/push/news?transport=sse")
+        wait_until(lambda: room.news.clients)
+        for text in texts:
+            room.news.publish(text)
+        room.news.end()
+        raw = b""
+        while data := client.sock.recv(1):
+            raw += data
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    client.buffer = body
+    stream = b"".join(iter(client.chunk, b"")).decode()
+    assert client.buffer == b""
+    assert [line[6:] for line in stream.splitlines() if line.startswith("data: ")] == texts
+
+
+@pytest.mark.filterwarnings("ignore:send_bytes")
+def test_a_connection_is_not_closed_for_the_end_of_another_that_had_its_number() -> None:
+    """Its stream is handed over, and its client's reset reported, in the poll that accepts another connection."""
+    app = newsroom.main()
+    server = Server(app, listen="127.0.0.1:0", send_bytes=1_000_000)  # the headers wait for the loop, which watches
+    room = Newsroom(app, server)
+    stream = server.hub.stream
+
+    def stream_and_close(sock: socket.socket, *args: Any, **options: Any) -> None:
+        """Hand over, to a hub that is so quick that it sees the reset before the loop goes on."""
+        stream(sock, *args, **options)
+        wait_until(lambda: sock.fileno() < 0)
+
+    server.hub.stream = stream_and_close  # type: ignore[method-assign]
+    loop = threading.Thread(target=server.run)
+    try:
+        first = room.client().get("/push/news?transport=sse")
+        for _ in range(2):  # accept; read, and hand over to a worker
+            wasyncore.poll2(PATIENCE, server._map)
+        wait_until(lambda: server._calls)
+        reset(first.sock)
+        second = room.client()
+        loop.start()
+        assert second.get("/page").response()[2] == b"the page"
+        second.sock.close()
+        wait_until(lambda: room.held == (0, 0))
+    finally:
+        server.stop()
+        loop.join(PATIENCE)
+
+
+# -- applications that misbehave
+
+
+@pytest.mark.parametrize("transport", [*STREAMS, "longpoll"])
+def test_a_stream_that_an_error_takes_the_place_of_gives_its_place_back(room: Newsroom, transport: str) -> None:
+    with room.client() as client:
+        client.get(f"/broken/news?transport={transport}")
+        assert client.response()[0] == 500
+    wait_until(lambda: room.held == (0, 0))
+
+
+def test_a_stream_that_somebody_wraps_is_iterated_in_its_thread_and_pages_answer(
+    room: Newsroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(room.client()).get("/wrapped/news?transport=sse") for _ in range(4)]
+        for client in clients:
+            assert client.head()[0] == 200
+        turned_away = [client for client in clients if b"retry:" in client.some()]
+        assert len(turned_away) == 1  # the last thread is for the pages
+        assert "no thread is left" in caplog.text
+        with room.client() as client:
+            assert client.get("/page").response()[2] == b"the page"
+        room.news.publish("a")
+        for client in clients:
+            if client not in turned_away:
+                client.until(b"data: a\n\n")
+        room.news.end()
+    wait_until(lambda: room.held == (0, 0))
+
+
+def test_a_poll_that_somebody_wraps_is_answered_from_its_thread(room: Newsroom) -> None:
+    with room.client() as client:
+        client.get("/wrapped/news?transport=longpoll")
+        wait_until(lambda: room.news.clients)
+        room.news.publish("a")
+        assert client.head()[0] == 200
+        assert messages(client.chunk()) == ["a"]
+    wait_until(lambda: room.held == (0, 0))
+
+
+def test_a_middleware_that_passes_the_body_on_does_not_hinder_parking() -> None:
+    app = newsroom.main()
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        return app(environ, start_response)
+
+    with serving(middleware) as server:
+        room = Newsroom(app, server)
+        with ExitStack() as stack:
+            for _ in range(8):
+                room.stream(stack.enter_context(room.client()))
+            with room.client() as client:
+                assert client.get("/page").response()[2] == b"the page"
+
+
+def test_an_error_in_the_loop_is_logged_and_the_server_goes_on(
+    room: Newsroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    room.server.call_soon(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    wait_until(lambda: "ZeroDivisionError" in caplog.text)
+    with room.client() as client:
+        assert client.get("/page").response()[2] == b"the page"
+
+
+# -- the end
+
+
+def test_a_stop_ends_streams_cleanly_and_answers_polls() -> None:
+    with newsroom_on() as room, ExitStack() as stack:
+        streams = {name: room.stream(stack.enter_context(room.client()), name) for name in STREAMS}
+        old = room.stream(stack.enter_context(room.client()), "sse", version="1.0")
+        poll = room.poll(stack.enter_context(room.client()))
+        room.server.stop()
+        ends = {name: client.rest() for name, client in streams.items()}
+        assert all(end.endswith(b"\r\n0\r\n\r\n") for end in ends.values())
+        assert b"X-Retry: " in ends["multipart"]
+        assert b"retry: " in ends["sse"]
+        assert b'"retry": ' in ends["jsonlines"]
+        assert old.rest().startswith(b"retry: ")
+        answer = json.loads(poll.response()[2])
+        assert answer["state"] == "waiting"
+        assert answer["last_event_id"] == room.last()
+        assert 0 < answer["retry"] < 10_000
+        assert poll.rest() == b""
+    assert room.held == (0, 0)
+
+
+def test_a_server_can_be_stopped_twice_and_when_it_has_stopped() -> None:
+    with newsroom_on() as room:
+        room.server.stop()
+        room.server.stop()
+    room.server.stop()
+
+
+def test_a_stopped_server_leaves_nothing_behind() -> None:
+    before = set(threading.enumerate())
+    files = set(os.listdir("/proc/self/fd"))
+    with newsroom_on() as room, room.client() as client:
+        room.stream(client)
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    assert set(os.listdir("/proc/self/fd")) <= files
+    room.news.publish("a")
+    assert room.news._listeners == ()
+
+
+def test_nothing_is_logged_about_clients_that_come_and_go(room: Newsroom, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clients = [room.client() for _ in range(40)]
+    for number, client in enumerate(clients):
+        room.poll(client) if number % 2 else room.stream(client)
+    for number, client in enumerate(clients):
+        (reset if number % 4 < 2 else socket.socket.close)(client.sock)
+    wait_until(lambda: room.held == (0, 0))
+    room.news.publish("a")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert "exception" not in caplog.text

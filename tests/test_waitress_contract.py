@@ -1,0 +1,512 @@
+"""What pushdemo/server.py expects of waitress's inside: one test for each, on waitress alone.
+
+A version of waitress that breaks one of these must not be allowed by setup.py before server.py has been seen to.
+"""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from waitress import wasyncore
+from waitress.adjustments import Adjustments, asbool
+from waitress.buffers import OverflowableBuffer
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import BaseWSGIServer, create_server
+from waitress.task import ErrorTask, Task, ThreadedTaskDispatcher, WSGITask
+
+from tests.support import PATIENCE, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Leave(BaseException):
+    pass
+
+
+class Served:
+    """A channel of a real waitress server at the end of a real connection; the test is its loop and its worker."""
+
+    def __init__(self, app: Any, task_class: type[WSGITask], **settings: Any) -> None:
+        class Channel(HTTPChannel):
+            pass
+
+        Channel.task_class = task_class
+        self.map: dict[int, Any] = {}
+        self.tasks: list[Any] = []
+        self.server = create_server(app, map=self.map, _dispatcher=self, listen="127.0.0.1:0", **settings)
+        self.server.channel_class = Channel
+        self.client = socket.create_connection((self.server.effective_host, int(self.server.effective_port)))
+        self.client.settimeout(PATIENCE)
+        self.turn()
+        (self.channel,) = self.server.active_channels.values()
+
+    def add_task(self, task: Any) -> None:
+        """As the dispatcher, without threads."""
+        self.tasks.append(task)
+
+    def turn(self, timeout: float = PATIENCE) -> None:
+        wasyncore.poll2(timeout, self.map)
+
+    def send(self, data: bytes) -> None:
+        self.client.sendall(data)
+        self.turn()
+
+    def close(self) -> None:
+        self.client.close()
+        self.channel.handle_close()
+        wasyncore.close_all(self.map)
+
+
+def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+
+@contextmanager
+def served(app: Any = app, task_class: type[WSGITask] = WSGITask, **settings: Any) -> Iterator[Served]:
+    served = Served(app, task_class, **settings)
+    try:
+        yield served
+    finally:
+        served.close()
+
+
+class Leaving(WSGITask):
+    def finish(self) -> None:
+        raise Leave(self)
+
+
+class Idle(WSGITask):
+    def service(self) -> None:
+        pass
+
+
+# -- names and signatures
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (create_server, ["application", "map", "_start", "_sock", "_dispatcher", "kw"]),
+        (wasyncore.poll2, ["timeout", "map"]),
+        (wasyncore.close_all, ["map", "ignore_all"]),
+        (wasyncore.dispatcher.close, ["self"]),
+        (wasyncore.dispatcher.set_socket, ["self", "sock", "map"]),
+        (HTTPChannel.__init__, ["self", "server", "sock", "addr", "adj", "map"]),
+        (HTTPChannel.service, ["self"]),
+        (HTTPChannel.del_channel, ["self", "map"]),
+        (HTTPChannel.add_channel, ["self", "map"]),
+        (Task.__init__, ["self", "channel", "request"]),
+        (Task.service, ["self"]),
+        (Task.write, ["self", "data"]),
+        (Task.finish, ["self"]),
+        (Task.build_response_header, ["self"]),
+        (WSGITask.execute, ["self"]),
+        (WSGITask.get_environment, ["self"]),
+        (HTTPRequestParser.close, ["self"]),
+        (OverflowableBuffer.append, ["self", "s"]),
+        (OverflowableBuffer.get, ["self", "numbytes", "skip"]),
+        (OverflowableBuffer.close, ["self"]),
+        (ThreadedTaskDispatcher.add_task, ["self", "task"]),
+        (ThreadedTaskDispatcher.shutdown, ["self", "cancel_pending", "timeout"]),
+        (BaseWSGIServer.add_task, ["self", "task"]),
+        (BaseWSGIServer.pull_trigger, ["self"]),
+        (asbool, ["s"]),
+    ],
+)
+def test_a_function_takes_what_it_took(function: Callable[..., Any], parameters: list[str]) -> None:
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_there_are_hooks_for_the_channel_and_the_task() -> None:
+    assert BaseWSGIServer.channel_class is HTTPChannel
+    assert HTTPChannel.task_class is WSGITask
+
+
+def test_a_task_takes_the_same_steps_as_ever() -> None:
+    assert WSGITask.service is Task.service
+    assert WSGITask.finish is Task.finish
+    assert issubclass(ErrorTask, Task)
+    assert not issubclass(ErrorTask, WSGITask)
+
+
+def test_the_settings_that_are_read_are_there() -> None:
+    settings = Adjustments(listen="127.0.0.1:0")
+    assert settings.threads == 4
+    assert settings.connection_limit == 100
+    assert settings.asyncore_loop_timeout == 1
+    assert settings.asyncore_use_poll is False
+    assert settings.outbuf_high_watermark == 16_777_216
+    assert settings.channel_request_lookahead == 0
+
+
+def test_an_unknown_setting_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="Unknown adjustment"):
+        Adjustments(nonsense=1)
+
+
+def test_poll_knows_no_limit_of_sockets() -> None:
+    assert "select.poll()" in inspect.getsource(wasyncore.poll2)
+
+
+# -- the server
+
+
+def test_each_address_is_a_server_in_the_map_with_its_own_trigger() -> None:
+    map: dict[int, Any] = {}
+    server = create_server(app, map=map, listen="127.0.0.1:0 127.0.0.1:0", threads=3)
+    listeners = [entry for entry in map.values() if isinstance(entry, BaseWSGIServer)]
+    try:
+        assert len(listeners) == 2
+        assert len(map) == 4
+        assert server.adj.threads == 3
+        for listener in listeners:
+            assert listener.effective_host == "127.0.0.1"
+            assert int(listener.effective_port) > 0
+            assert listener.task_dispatcher is server.task_dispatcher
+    finally:
+        server.task_dispatcher.shutdown()
+        wasyncore.close_all(map)
+
+
+def test_the_application_is_looked_up_for_each_request_with_its_proxy_headers_seen_to() -> None:
+    seen: list[str] = []
+
+    def inner(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(environ["REMOTE_ADDR"])
+        return app(environ, start_response)
+
+    with served(inner, trusted_proxy="127.0.0.1", trusted_proxy_headers="x-forwarded-for") as it:
+        application = it.server.application
+        it.server.application = lambda *args: [seen.append("outermost"), application(*args)][1]  # type: ignore[func-returns-value]
+        it.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 10.1.2.3\r\n\r\n")
+        it.tasks.pop().service()
+        assert seen == ["outermost", "10.1.2.3"]
+
+
+def test_a_pulled_trigger_wakes_the_loop_from_any_thread() -> None:
+    with served() as it:
+        threading.Thread(target=it.server.pull_trigger).start()
+        start = time.monotonic()
+        it.turn(PATIENCE)
+        assert time.monotonic() - start < PATIENCE / 2
+
+
+def test_a_listener_closes_without_its_trigger() -> None:
+    with served() as it:
+        files = len(it.map)
+        wasyncore.dispatcher.close(it.server)
+        assert len(it.map) == files - 1
+        it.server.pull_trigger()
+        it.turn()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((it.server.effective_host, int(it.server.effective_port)))
+
+
+def test_a_closed_map_is_empty_and_its_sockets_are_closed() -> None:
+    with served() as it:
+        sockets = [it.server.socket, it.channel.socket]
+        wasyncore.close_all(it.map, ignore_all=True)
+        assert not it.map
+        assert [sock.fileno() for sock in sockets] == [-1, -1]
+
+
+# -- the dispatcher
+
+
+def test_a_worker_serves_any_object_and_outlives_what_it_raises(caplog: pytest.LogCaptureFixture) -> None:
+    dispatcher = ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(1)
+    served = threading.Event()
+
+    class Failing:
+        def service(self) -> None:
+            raise Leave
+
+    class Serving:
+        def service(self) -> None:
+            served.set()
+
+    dispatcher.add_task(Failing())
+    dispatcher.add_task(Serving())
+    assert served.wait(PATIENCE)
+    assert dispatcher.shutdown(timeout=1)
+
+
+def test_a_task_that_nobody_comes_to_any_more_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    dispatcher = ThreadedTaskDispatcher()
+    cancelled: list[None] = []
+
+    class Waiting:
+        def cancel(self) -> None:
+            cancelled.append(None)
+
+    dispatcher.add_task(Waiting())
+    dispatcher.shutdown(timeout=1)
+    assert len(cancelled) == 1
+
+
+# -- the task
+
+
+def test_the_headers_wait_for_the_first_bytes() -> None:
+    order: list[str] = []
+
+    class Noting(WSGITask):
+        def build_response_header(self) -> bytes:
+            order.append("headers")
+            return super().build_response_header()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b""
+        order.append("first bytes")
+        yield b"x"
+
+    with served(slow, Noting) as it:
+        it.send(GET)
+        it.tasks.pop().service()
+        assert order == ["first bytes", "headers"]
+
+
+def test_the_body_is_closed_before_the_task_finishes() -> None:
+    order: list[str] = []
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter((b"x",))
+
+        def close(self) -> None:
+            order.append("closed")
+
+    class Noting(WSGITask):
+        def finish(self) -> None:
+            order.append("finished")
+            super().finish()
+
+    def streaming(environ: dict[str, Any], start_response: Any) -> Body:
+        start_response("200 OK", [])
+        return Body()
+
+    with served(streaming, Noting) as it:
+        it.send(GET)
+        it.tasks.pop().service()
+        assert order == ["closed", "finished"]
+
+
+def test_a_body_of_unknown_length_is_chunked_and_ends_the_connection() -> None:
+    def streaming(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        return iter((b"one", b"two"))
+
+    with served(streaming, Leaving) as it:
+        it.send(GET)
+        with pytest.raises(Leave) as left:
+            it.tasks.pop().service()
+        task = left.value.args[0]
+        assert task.chunked_response
+        assert task.close_on_finish
+        head, _, body = it.client.recv(65_536).partition(b"\r\n\r\n")
+        assert b"Transfer-Encoding: chunked" in head
+        assert b"Connection: close" in head
+        assert body == b"3\r\none\r\n3\r\ntwo\r\n"
+
+
+def test_the_environ_is_kept_only_as_an_attribute() -> None:
+    with served() as it:
+        it.send(GET)
+        task = WSGITask(it.channel, it.channel.requests[0])
+        assert task.get_environment() is task.environ
+
+
+@pytest.mark.parametrize(
+    ("request_line", "connection", "closes"),
+    [
+        ("GET / HTTP/1.1\r\n", None, False),
+        ("GET / HTTP/1.1\r\nConnection: close\r\n", "close", True),
+        ("GET / HTTP/1.0\r\n", "close", True),
+        ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n", "Keep-Alive", False),
+    ],
+)
+def test_headers_for_a_known_length_can_be_made_later(request_line: str, connection: str | None, closes: bool) -> None:
+    """Of a task that has executed, without a byte written: status and headers are the application's."""
+
+    def empty(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("X-Mine", "1")])
+        return iter(())
+
+    with served(empty, Leaving) as it:
+        it.send(f"{request_line}Host: localhost\r\n\r\n".encode())
+        with pytest.raises(Leave) as left:
+            it.tasks.pop().service()
+        task = left.value.args[0]
+        assert not task.wrote_header
+        assert it.channel.total_outbufs_len == 0
+        task.content_length = 5
+        lines = task.build_response_header().decode().split("\r\n")
+        assert lines[0].endswith(" 200 OK")
+        assert "X-Mine: 1" in lines
+        assert "Content-Length: 5" in lines
+        assert [line for line in lines if line.startswith("Connection")] == (
+            [f"Connection: {connection}"] if connection else []
+        )
+        assert task.close_on_finish is closes
+        assert lines[-2:] == ["", ""]
+
+
+# -- the channel
+
+
+def test_what_is_no_exception_leaves_service_with_the_request_unfinished() -> None:
+    with served(task_class=Leaving) as it:
+        it.send(GET)
+        (request,) = it.channel.requests
+        with pytest.raises(Leave):
+            it.tasks.pop().service()
+        assert it.channel.requests == [request]
+        assert not it.channel.close_when_flushed
+        assert not it.channel.will_close
+        assert it.channel.connected
+
+
+def test_nothing_is_read_while_a_request_runs() -> None:
+    with served(task_class=Leaving) as it:
+        assert it.channel.readable()
+        it.send(GET)
+        assert not it.channel.readable()
+        with pytest.raises(Leave):
+            it.tasks.pop().service()
+        it.channel.outbufs[-1].get(1_000, skip=True)
+        it.channel.total_outbufs_len = 0
+        assert not it.channel.readable()
+
+
+def test_a_channel_that_leaves_the_map_is_not_polled_and_is_no_longer_active() -> None:
+    with served() as it:
+        sock = it.channel.socket
+        it.channel.del_channel()
+        assert it.channel not in it.map.values()
+        assert not it.server.active_channels
+        assert it.channel.socket is sock
+        it.client.sendall(GET)
+        it.turn(0)
+        assert not it.tasks
+        it.channel.set_socket(sock)
+        assert it.map[sock.fileno()] is it.channel
+        assert list(it.server.active_channels.values()) == [it.channel]
+        it.turn()
+        assert it.tasks == [it.channel]
+
+
+def test_what_the_socket_does_not_take_is_in_the_outbufs_and_can_be_taken_over() -> None:
+    def long(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x" * 3_000_000]
+
+    with served(long, Leaving) as it:
+        it.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        it.send(GET)
+        with pytest.raises(Leave):
+            it.tasks.pop().service()
+        assert it.channel.total_outbufs_len == sum(map(len, it.channel.outbufs)) > 0
+        unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in it.channel.outbufs)
+        assert len(unsent) == it.channel.total_outbufs_len
+        assert sum(map(len, it.channel.outbufs)) == 0
+        it.channel.total_outbufs_len = 0
+        it.channel.socket.shutdown(socket.SHUT_WR)
+        sent = b"".join(iter(lambda: it.client.recv(1_000_000), b""))
+        assert (sent + unsent).partition(b"\r\n\r\n")[2] == b"x" * 3_000_000
+
+
+def test_what_is_put_into_the_last_outbuf_is_sent() -> None:
+    with served() as it:
+        it.channel.outbufs[-1].append(b"hello")
+        it.channel.total_outbufs_len += 5
+        assert it.channel.writable()
+        it.turn()
+        assert it.client.recv(100) == b"hello"
+
+
+def test_service_ends_a_request_whose_task_has_nothing_left_to_do() -> None:
+    with served(task_class=Idle) as it:
+        it.send(GET + GET)
+        first, second = it.channel.requests
+        asked: list[Any] = []
+
+        def task_class(channel: HTTPChannel, request: HTTPRequestParser) -> WSGITask:
+            asked.append(request)
+            return Idle(channel, request)
+
+        it.channel.task_class = task_class  # of this channel, for this time
+        it.tasks.pop().service()
+        assert asked == [first]
+        assert it.channel.requests == [second]
+        assert it.tasks == [it.channel]
+
+
+def test_service_closes_the_connection_of_a_task_that_says_so() -> None:
+    class Closing(Idle):
+        close_on_finish = True
+
+    with served(task_class=Closing) as it:
+        it.send(GET)
+        it.tasks.pop().service()
+        assert it.channel.requests == []
+        assert it.channel.close_when_flushed
+        it.turn()
+        wait_until(lambda: it.channel.socket is None or it.turn(0.1))
+        assert it.client.recv(100) == b""
+
+
+def test_service_waits_for_the_client_only_above_the_high_watermark() -> None:
+    with served(task_class=Idle, outbuf_high_watermark=100) as it:
+        it.send(GET + GET)
+        it.channel.connected = True
+        it.channel.outbufs[-1].append(b"x" * 100)
+        it.channel.total_outbufs_len += 100
+        it.tasks.pop().service()  # it would wait for ever: nobody turns the loop
+        assert len(it.channel.requests) == 1
+
+
+def test_a_client_that_has_left_shows_in_the_channel() -> None:
+    with served() as it:
+        it.client.close()
+        it.turn()
+        assert not it.channel.connected
+        assert it.channel.socket is None
+
+
+def test_a_channel_that_is_closed_closes_the_files_behind_its_buffers() -> None:
+    with served(outbuf_overflow=10) as it:
+        it.channel.outbufs[-1].append(b"x" * 10_000)
+        file = it.channel.outbufs[-1].getfile()
+        it.channel.handle_close()
+        assert file.closed
+        assert it.channel.socket is None
+        assert not it.server.active_channels
+
+
+def test_a_request_can_be_closed_and_knows_its_method() -> None:
+    with served() as it:
+        it.send(GET.replace(b"GET", b"HEAD"))
+        (request,) = it.channel.requests
+        assert request.command == "HEAD"
+        assert request.version == "1.1"
+        request.close()
+
+
+def test_a_file_behind_an_outbuf_can_be_closed() -> None:
+    buffer = OverflowableBuffer(10)
+    buffer.append(b"x" * 10_000)
+    file = buffer.getfile()
+    assert len(buffer) == 10_000
+    buffer.close()
+    assert file.closed
