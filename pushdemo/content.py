@@ -10,23 +10,25 @@ import re
 from typing import Any
 
 from pushdemo.transports.multipart import BOUNDARY
-from pushdemo.transports.texts import is_json
+from pushdemo.transports.texts import is_json, is_text
 
 XML = "application/xml"
 
 # What XML 1.0 (section 2.2, production Char) cannot carry in any form, not even as a character reference.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 _XML_TYPES = re.compile(r"(?:application|text)/xml\b", re.IGNORECASE)
 
 
 def body(content_type: str, value: Any) -> bytes:
     """`value` as a body of `content_type`: bytes as they are; else XML, JSON (RFC 8259) or plain text in UTF-8.
 
-    XML is a document with the root `<message>` and `str(value)` as its text. Raises TypeError where the value cannot be
-    a body of that type, ValueError where it holds this process's multipart boundary, which would forge a part.
+    XML is a document with the root `<message>` and `str(value)` as its text. Line breaks in bytes of JSON become
+    spaces. Raises TypeError where the value cannot be a body of that type; ValueError for bytes that are no UTF-8 or no
+    JSON where the type says so, and where it holds this process's multipart boundary, which would forge a part.
     """
     if isinstance(value, bytes):
-        made = value
+        made = _checked(content_type, value)
     elif _XML_TYPES.match(content_type):
         return xml(str(value))
     elif is_json(content_type):
@@ -38,6 +40,23 @@ def body(content_type: str, value: Any) -> bytes:
     if BOUNDARY.encode() in made:
         raise ValueError("a message cannot hold the multipart boundary of the stream that it travels by")
     return made
+
+
+def _checked(content_type: str, value: bytes) -> bytes:
+    """Bytes that every transport can carry which carries their type."""
+    try:
+        if is_text(content_type):
+            value.decode()
+        if is_json(content_type):
+            json.loads(value, parse_constant=_refuse)
+            return value.translate(_ONE_LINE)  # JSON has line breaks between its tokens alone
+    except ValueError as error:
+        raise ValueError(f"not a body of type {content_type} in UTF-8: {error}") from None
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def xml(text: str) -> bytes:

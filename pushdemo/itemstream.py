@@ -7,14 +7,16 @@ client that comes back goes on where it was. Runs in one thread at a time: the r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from pyramid.httpexceptions import HTTPException
 from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo import transports
 from pushdemo.generators import Sessions, Start
 from pushdemo.messages import Message
-from pushdemo.responses import HEADERS, Clients, admit, negotiate, stream
+from pushdemo.responses import HEADERS, Clients, admit, content_type, negotiate, stream
 from pushdemo.session import Answer, Owner, Refused
 from pushdemo.subscriptions import Pace, retry_hint
 from pushdemo.transports import STREAMS, Transport
@@ -26,7 +28,19 @@ _STREAM_TYPES = [media_type for kind in STREAMS.values() for media_type in kind.
 class ItemStream:
     """The body: see `pushdemo.pulls.Pulled`. `after` is the number of items that the client has."""
 
-    __slots__ = ("_accumulate", "_after", "_over", "_owner", "_release", "_sessions", "_start", "pace", "transport")
+    __slots__ = (
+        "_accumulate",
+        "_after",
+        "_joined",
+        "_over",
+        "_owner",
+        "_release",
+        "_sessions",
+        "_start",
+        "pace",
+        "tally",
+        "transport",
+    )
 
     def __init__(
         self,
@@ -41,6 +55,8 @@ class ItemStream:
     ) -> None:
         self.transport = transport
         self.pace = pace
+        self.tally = pace.counters.tally("", transport.name)  # no topic has an empty name
+        self._joined = False
         self._sessions = sessions
         self._owner = owner
         self._start = start
@@ -51,7 +67,11 @@ class ItemStream:
 
     def open(self) -> bytes:
         """The first bytes."""
-        return self.transport.preamble()
+        self._joined = True
+        self.tally.joined()
+        data = self.transport.preamble()
+        self.tally.wrote(len(data))
+        return data
 
     def pull(self) -> bytes | None:
         """The next item, then what ends the stream, then None."""
@@ -63,7 +83,8 @@ class ItemStream:
             )
         except Refused as refused:
             self._over = True  # closed meanwhile; or the client comes again and is told what is wrong by the status
-            return self.transport.notice("end") if refused.status == 410 else self.transport.retry(retry_hint())
+            closed = refused.status == 410 and refused.parameter is None
+            return self.transport.notice("end") if closed else self.transport.retry(retry_hint())
         if answer.items:
             return self._item(answer)
         self._over = True
@@ -74,12 +95,16 @@ class ItemStream:
         self._after = answer.given
         content = answer.items[0] if self._accumulate is False else f"[{', '.join(answer.items)}]"
         message = Message(answer.given, answer.given, str(answer.given), content.encode(), JSON)
-        return transports.encode(self.transport, message)
+        data = transports.encode(self.transport, message)
+        self.tally.wrote(len(data), messages=1)
+        return data
 
     def close(self) -> None:
         """The client is gone; its session waits for it, as after a poll."""
         release, self._release = self._release, None
         if release:
+            if self._joined:
+                self.tally.left()
             release()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -98,7 +123,8 @@ def asked_for(request: Request) -> Transport | None:
     """The streaming transport that a request for a generator's items asks for; None where it polls."""
     if "transport" not in request.GET and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
         return None  # a poll has but one form, and gives it whatever is asked for
-    return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))
+    with _refusals_counted(request):
+        return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))
 
 
 def respond(
@@ -116,10 +142,21 @@ def respond(
     Raises Refused where a poll would be refused, and HTTPServiceUnavailable when all places are taken.
     """
     clients: Clients = request.registry["pushdemo.clients"]
-    headers = [("Content-Type", transport.response_type), *HEADERS.items(), ("Vary", "Accept")]
+    headers = [("Content-Type", content_type(request, transport)), *HEADERS.items(), ("Vary", "Accept")]
     answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate)
     after = answer.given if after is None else after
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
-    body = ItemStream(sessions, owner, start, after, accumulate, transport, clients.pace, admit(request))
+    with _refusals_counted(request):
+        release = admit(request)
+    body = ItemStream(sessions, owner, start, after, accumulate, transport, clients.pace, release)
     return stream(request, body, headers)
+
+
+@contextmanager
+def _refusals_counted(request: Request) -> Iterator[None]:
+    try:
+        yield
+    except HTTPException as refusal:
+        request.registry["pushdemo.clients"].counters.refused("generator", refusal.code)
+        raise

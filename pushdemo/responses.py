@@ -20,11 +20,12 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.catalogue import Topics
+from pushdemo.metrics import Counters
 from pushdemo.places import Places
 from pushdemo.settings import Settings
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
-from pushdemo.transports import KINDS, STREAMS
+from pushdemo.transports import KINDS, STREAMS, Kind
 
 ALLOWED = "GET, HEAD, OPTIONS"
 RETRY_AFTER = 5  # seconds, where there is no place: long enough for some client to have left
@@ -40,7 +41,8 @@ class Clients:
         self.all = Places(settings.max_clients)
         self.threads = Places(settings.max_threads)
         self.origins = settings.cors_origins
-        self.pace = Pace(settings.heartbeat, settings.stall_timeout, settings.longpoll_timeout)
+        self.counters = Counters()
+        self.pace = Pace(settings.heartbeat, settings.stall_timeout, settings.longpoll_timeout, self.counters)
 
 
 def push(request: Request, *names: str) -> Response:
@@ -55,18 +57,19 @@ def push(request: Request, *names: str) -> Response:
     headers |= _cross_origin(request, clients.origins)
     if request.method == "OPTIONS":
         return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
-    if request.method not in ("GET", "HEAD"):
-        raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
     try:
+        if request.method not in ("GET", "HEAD"):
+            raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
         return _respond(request, clients, _topics(request, names), headers)
     except HTTPException as refusal:
+        clients.counters.refused("topic", refusal.code)
         refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
         raise
 
 
 def _respond(request: Request, clients: Clients, topics: Sequence[Topic], headers: dict[str, str]) -> Response:
     name = negotiate(request, ", ".join(topic.name for topic in topics), [topic.content_type for topic in topics])
-    headerlist = [("Content-Type", KINDS[name].response_type), *headers.items()]
+    headerlist = [("Content-Type", content_type(request, KINDS[name])), *headers.items()]
     if request.method == "HEAD":
         return Response(headerlist=headerlist, app_iter=())
     catalogue: Topics = request.registry["pushdemo.topics"]
@@ -97,8 +100,8 @@ def _long_poll(request: Request, poll: LongPoll, headers: list[tuple[str, str]])
 
 
 def _is_over(topic: Topic, last_event_id: str) -> bool:
-    """Whether a client has all of a topic that has ended."""
-    if not topic.ended or not last_event_id:
+    """Whether a topic has ended that a client has all of, or that never had anything."""
+    if not topic.ended:
         return False
     position, reset, backlog = topic.begin(last_event_id)
     return position == topic.head and not reset and not backlog
@@ -109,7 +112,10 @@ def _topics(request: Request, names: Sequence[str]) -> list[Topic]:
     catalogue: Topics = request.registry["pushdemo.topics"]
     if not names:
         raise TypeError("push takes the name of a topic, or several")
-    wanted = request.GET.getall("topic") or names
+    try:
+        wanted = request.GET.getall("topic") or names
+    except UnicodeDecodeError:
+        raise HTTPBadRequest("the query is not percent-encoded UTF-8") from None
     for name in wanted:
         if name not in names:
             raise HTTPBadRequest(f"topic={name}: must be one of {', '.join(names)}")
@@ -136,12 +142,21 @@ def negotiate(request: Request, what: str, content_types: Sequence[str], names: 
     return wanted
 
 
+def content_type(request: Request, kind: Kind) -> str:
+    """The Content-Type of a response by this transport: an alias where the client takes that alone, or rather."""
+    if len(kind.media_types) == 1:
+        return kind.response_type
+    acceptable = request.accept.acceptable_offers(list(kind.media_types))
+    return acceptable[0][0] if acceptable else kind.response_type
+
+
 def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
     """The headers that let a page of another origin read the response (Fetch standard, section 3.2, CORS protocol)."""
     origin = request.headers.get("Origin")
     if not origin or not ("*" in origins or origin in origins):
         return {}
     headers = {"Access-Control-Allow-Origin": "*" if "*" in origins else origin}
+    headers["Access-Control-Expose-Headers"] = "Retry-After"
     if request.method == "OPTIONS":
         headers["Access-Control-Allow-Methods"] = "GET, HEAD"
         headers["Access-Control-Allow-Headers"] = "Cache-Control, Last-Event-ID"

@@ -21,6 +21,7 @@ MAX_LIMIT = 1000  # items in one answer: the session holds them until the next p
 AFTER_LIMIT = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
 PLAIN_ACCEPT = {None, "*/*", "application/json"}  # of nearly all polls; to negotiate costs half as much as to answer
 REGISTRY_KEY = "pushdemo.generators"
+CLIENTS_KEY = "pushdemo.clients"
 
 GeneratorView = Callable[..., Generator[Any, Any, Any]]
 View = Callable[..., Any]
@@ -53,8 +54,8 @@ def json_yield(
     response; the generator runs only as fast as the client reads, and the id of an item is its count.
 
     The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and null. All that fails
-    is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed or kept no longer,
-    500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function and ValueError for
+    is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed, kept no longer or
+    in another process, 500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function and ValueError for
     an `accumulate` below 1, where it decorates; RuntimeError in a request of an application without the add-on.
     """
     if accumulate is not True and accumulate is not False and accumulate < 1:
@@ -197,6 +198,8 @@ def _answer(request: Any, answer: Answer, key: str, *, as_list: bool) -> Any:
 
 
 def _refuse(request: Any, refused: Refused) -> Any:
+    if clients := request.registry.get(CLIENTS_KEY):
+        clients.counters.refused("generator", refused.status)
     parameter = {"parameter": refused.parameter} if refused.parameter else {}
     try:
         key = request.GET.get("key")

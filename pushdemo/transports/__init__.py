@@ -42,8 +42,11 @@ class Transport(Kind, Protocol):
     def encode(self, message: Message) -> bytes:
         """The message (of kind "message") as it is written."""
 
-    def notice(self, kind: Notice) -> bytes:
-        """What tells a client that the stream lives, had to skip, has a failing source, or is complete."""
+    def notice(self, kind: Notice, id: str = "") -> bytes:
+        """What tells a client that the stream lives, had to skip, has a failing source, or is complete.
+
+        `id` goes with a "reset" that a message may be long to follow: to come back with it is to go on behind it.
+        """
 
     def retry(self, milliseconds: int) -> bytes:
         """What tells a client that the server goes, and when to come back; the stream ends behind it."""

@@ -6,6 +6,7 @@ Format: the NDJSON specification 1.0 (each line an RFC 8259 value, ended by LF).
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Literal
 
 from pushdemo.transports.texts import is_text, json_object
@@ -32,9 +33,10 @@ def encode(message: Message) -> bytes:
     return (json_object(message) + "\n").encode()
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"]) -> bytes:
-    """`{"state": ...}`; "end" is `"done"`, the word of the long poll."""
-    return f'{{"state": "{_STATES[kind]}"}}\n'.encode()
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "") -> bytes:
+    """`{"state": ...}`, with `"last_event_id"` where there is one; "end" is `"done"`, the word of the long poll."""
+    last = f', "last_event_id": {json.dumps(id)}' if id else ""
+    return f'{{"state": "{_STATES[kind]}"{last}}}\n'.encode()
 
 
 def retry(milliseconds: int) -> bytes:

@@ -26,15 +26,19 @@ def answer(
     *,
     last_event_id: str = "",
     reset: bool = False,
+    failing: bool = False,
     retry: int | None = None,
 ) -> bytes:
     """One answer. "ready" brings messages; "waiting" (nothing came in time), "failing" (the source fails) and "done"
     (the topic is finished) bring none. `retry` is in milliseconds; `last_event_id` is what to ask for the next time.
+    `reset`: some were missed before these messages; `failing`: the source fails since.
     """
     fields = [f'"state": "{state}"', f'"messages": [{", ".join(map(json_object, messages))}]']
     fields.append(f'"last_event_id": {json.dumps(last_event_id or None)}')
     if reset:
         fields.append('"reset": true')
+    if failing:
+        fields.append('"failing": true')
     if retry is not None:
         fields.append(f'"retry": {retry:d}')
     return f"{{{', '.join(fields)}}}".encode()

@@ -49,9 +49,9 @@ def encode(message: Message) -> bytes:
     return b"".join((head.encode(), message.body, b"\r\n", _DELIMITER))
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"]) -> bytes:
-    """A header line of the part to come, or for "end" the closing boundary."""
-    return _NOTICES[kind]
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "") -> bytes:
+    """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary."""
+    return f"X-Last-Event-Id: {id}\r\n".encode() + _NOTICES[kind] if id else _NOTICES[kind]
 
 
 def retry(milliseconds: int) -> bytes:

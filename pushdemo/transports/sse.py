@@ -16,7 +16,7 @@ response_type = "text/event-stream"
 
 _LINE = re.compile("\r\n|\r|\n")
 _NOTICES = {
-    "heartbeat": b": heartbeat\n\n",
+    "heartbeat": b": heartbeat\n",  # without an empty line, at which a reader might see another event
     "reset": b"event: reset\ndata:\n\n",
     "failing": b"event: failing\ndata:\n\n",
     "end": b"event: end\ndata:\n\n",
@@ -54,9 +54,9 @@ def encode(message: Message) -> bytes:
     return event(message.body.decode(), id=message.id, event=message.topic)
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"]) -> bytes:
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "") -> bytes:
     """A comment for the heartbeat, an event of that name for the others."""
-    return _NOTICES[kind]
+    return f"id: {id}\n".encode() + _NOTICES[kind] if id else _NOTICES[kind]
 
 
 def retry(milliseconds: int) -> bytes:
