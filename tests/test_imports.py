@@ -18,13 +18,19 @@ PACKAGE = "pushdemo"
 # The one third party that each adapter knows. What is not an adapter or of the demo is core.
 ADAPTERS = {
     "addon": {"pyramid"},
-    "redis_backend": {"redis"},
+    "itemstream": {"pyramid"},
     "responses": {"pyramid"},
     "server": {"waitress"},
     "settings": set(),
     "yielding": set(),
 }
-DEMO = {"": {"pyramid"}, "routes": {"pyramid"}, "sources": set(), "views": {"pyramid"}}
+ADAPTERS |= {path.stem: {"redis"} for path in (ROOT / PACKAGE).glob("redis_*.py")}
+DEMO = {
+    "": {"pyramid"},
+    "routes": {"pyramid"},
+    "sources": {"psutil", "pygal"},
+    "views": {"prometheus_client", "pyramid"},
+}
 CORE = {"cachetools"}
 
 FILES = {

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from pushdemo import main
 from pushdemo.settings import PREFIX, Settings, SettingsError
 from tests.support import ROOT
 
-ROWS = dataclasses.fields(Settings)
+ROWS = [row for row in dataclasses.fields(Settings) if row.metadata]
 DURATIONS = [row for row in ROWS if isinstance(row.default, float)]
 COUNTS = [row for row in ROWS if isinstance(row.default, int)]
 KEYS = [row.metadata["key"] for row in ROWS]
@@ -92,7 +93,7 @@ def test_a_duration_is_a_number_of_seconds(key: str, value: str) -> None:
     assert re.search(r"such as \d+$", message)
 
 
-@pytest.mark.parametrize("key", [row.metadata["key"] for row in DURATIONS if row.name != "memorize_duration"])
+@pytest.mark.parametrize("key", [row.metadata["key"] for row in DURATIONS if not row.name.startswith("memorize_")])
 def test_a_duration_of_nothing_is_refused_where_it_means_nothing(key: str) -> None:
     assert f"{key} = 0: must be a number of seconds above 0" in refused({key: "0"})
 
@@ -146,3 +147,20 @@ def test_the_readme_shows_every_key_with_its_default_and_meaning() -> None:
     cells = [[cell.strip(" `") for cell in line.split("|")] for line in lines]
     assert cells[0] == ["key", "default", "meaning"]
     assert [tuple(row) for row in cells[2:]] == rows, "\n".join(expected)
+
+
+def test_a_function_may_have_a_duration_of_its_own() -> None:
+    settings = Settings.from_ini({"pushdemo.memorize.shop.prices.duration": "2.5"})
+    assert settings.memorize_durations == {"shop.prices": 2.5}
+    message = refused({"pushdemo.memorize.shop.prices.duration": "soon"})
+    assert "pushdemo.memorize.shop.prices.duration = soon: must be a number of seconds, 0 or more" in message
+
+
+def test_a_duration_for_no_function_stops_the_application_and_names_those_that_are() -> None:
+    with pytest.raises(SettingsError, match=r"nowhere.*pushdemo\.sources\.clock\.datetime_string"):
+        main({}, **{"pushdemo.memorize.nowhere.duration": "1"})
+
+
+def test_a_duration_for_a_function_of_the_application_is_taken() -> None:
+    app = main({}, **{"pushdemo.memorize.pushdemo.sources.clock.datetime_string.duration": "1"})
+    assert app.registry["pushdemo.settings"].memorize_durations

@@ -1,0 +1,146 @@
+"""The front page and `/primes` in Chromium, against a real `pserve`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.by import By
+
+from tests.fixtureapps import hostile
+from tests.support import Pserve, chromium, pserve, require, wait_until
+
+require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "chromium chromium-driver")
+
+BOUND = 60.0  # seconds: a browser on a busy machine takes its time
+LONGEST_LIST = 200  # of static/index.js
+DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    with chromium() as driver:
+        yield driver
+        driver.get("about:blank")
+
+
+@pytest.fixture
+def attack(tmp_path: Path) -> Iterator[Pserve]:
+    """The demo with hostile texts, many a second."""
+    app = {"use": "call:tests.fixtureapps.hostile:main", "pushdemo.interval": 0.02}
+    with pserve(tmp_path, app) as running:
+        yield running
+
+
+class Page:
+    """The front page as its reader sees it."""
+
+    def __init__(self, driver: Any, running: Pserve) -> None:
+        self.driver = driver
+        driver.get(running.url + "/")
+
+    def texts(self) -> list[str]:
+        """The messages in the list, from the top."""
+        script = "return [...document.querySelectorAll('#container > li > :first-child')].map(e => e.textContent)"
+        return self.driver.execute_script(script)  # type: ignore[no-any-return]
+
+    def numbers(self) -> list[int]:
+        """The messages' numbers, from the top."""
+        items = self.driver.execute_script(
+            "return [...document.querySelectorAll('#container > li')].map(e => e.textContent)"
+        )
+        return [int(re.search(r"#(\d+)", item)[1]) for item in items if "#" in item]  # type: ignore[index]
+
+    def state(self) -> str:
+        return str(self.driver.find_element(By.ID, "state").get_attribute("data-state"))
+
+    def wait(self, condition: Any, what: str) -> None:
+        wait_until(lambda: condition(self), BOUND, what)
+
+
+def console(driver: Any) -> list[str]:
+    """What the browser has complained about since it was last asked."""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def test_messages_appear_newest_first_and_the_console_is_silent(chrome: Any, tmp_path: Path) -> None:
+    with pserve(tmp_path, {"pushdemo.interval": 0.2}) as running:
+        console(chrome)
+        page = Page(chrome, running)
+        page.wait(lambda page: len(page.texts()) >= 4, "four messages")
+        assert page.state() == "live"
+        numbers = page.numbers()
+        assert numbers == list(range(numbers[0], 0, -1))
+        assert all(re.fullmatch(DATE, text) for text in page.texts())
+        assert console(chrome) == []
+
+
+def test_each_message_has_the_time_it_came(chrome: Any, tmp_path: Path) -> None:
+    with pserve(tmp_path) as running:
+        page = Page(chrome, running)
+        page.wait(lambda page: page.texts(), "the first message")
+        time = chrome.find_element(By.CSS_SELECTOR, "#container > li time")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", str(time.get_attribute("datetime")))
+
+
+def test_one_more_message_appears_after_a_restart(chrome: Any, tmp_path: Path) -> None:
+    with pserve(tmp_path, {"pushdemo.interval": 1000}) as running:
+        page = Page(chrome, running)
+        page.wait(lambda page: len(page.texts()) == 1, "the first message")
+        assert running.stop() == 0
+    page.wait(lambda page: page.state() == "waiting", "the page's word that the connection is lost")
+    with pserve(tmp_path, {"pushdemo.interval": 1000}, port=running.port):
+        page.wait(lambda page: page.state() == "live", "the connection")
+        page.wait(lambda page: len(page.numbers()) == 2, "the message of the new server")
+    console(chrome)
+
+
+@pytest.mark.parametrize("transport", ["multipart", "sse", "jsonlines", "longpoll"])
+def test_no_message_is_executed(chrome: Any, attack: Pserve, transport: str) -> None:
+    console(chrome)
+    page = Page(chrome, attack)
+    chrome.execute_script(f"document.querySelector('input[value={transport}]').click()")
+    page.wait(lambda page: page.state() == "live", "the connection")
+    seen = len(page.numbers())
+    page.wait(lambda page: len(page.numbers()) >= seen + len(hostile.TEXTS), "each text once")
+    assert set(page.texts()) == set(hostile.TEXTS)
+    assert chrome.execute_script("return window.executed ?? null") is None
+    made = "return document.querySelectorAll('#container :is(script, img, svg, iframe, b)').length"
+    assert chrome.execute_script(made) == 0
+    assert console(chrome) == []
+
+
+def test_the_list_is_bounded(chrome: Any, attack: Pserve) -> None:
+    page = Page(chrome, attack)
+    page.wait(lambda page: int(chrome.find_element(By.ID, "received").text) > LONGEST_LIST + 20, "enough messages")
+    assert len(page.numbers()) <= LONGEST_LIST
+    assert page.numbers()[0] > LONGEST_LIST, "it is the old ones that go"
+
+
+def test_primes_appear_when_asked_for(chrome: Any, tmp_path: Path) -> None:
+    with pserve(tmp_path) as running:
+        console(chrome)
+        chrome.get(running.url + "/primes")
+        chrome.find_element(By.ID, "toggle").click()
+        numbers = "return [...document.querySelectorAll('#numbers li')].map(e => e.textContent)"
+        wait_until(lambda: len(chrome.execute_script(numbers)) >= 5, BOUND, "five primes")
+        assert chrome.execute_script(numbers)[:5] == ["1", "2", "3", "5", "7"]
+        assert console(chrome) == []
+
+
+@pytest.mark.parametrize("path", ["/", "/primes"])
+def test_a_narrow_page_does_not_scroll_sideways(chrome: Any, attack: Pserve, path: str) -> None:
+    metrics = {"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        chrome.get(attack.url + path)
+        if path == "/":
+            items = "return document.querySelectorAll('#container li').length"
+            wait_until(lambda: chrome.execute_script(items) >= len(hostile.TEXTS), BOUND, "each text once")
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= 320
+    finally:
+        chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
