@@ -9,21 +9,23 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pyramid.config import Configurator
+from pyramid.events import ApplicationCreated
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo import content
-from pushdemo.cache import Caches
+from pushdemo.backends import Backend, InProcess
+from pushdemo.cache import Caches, UnknownFunctionError
 from pushdemo.catalogue import Topics
 from pushdemo.generators import Sessions
 from pushdemo.messages import Message
-from pushdemo.producers import Producer
 from pushdemo.responses import Clients, push
-from pushdemo.settings import Settings
+from pushdemo.settings import Settings, SettingsError
 from pushdemo.topics import Topic
 
 log = logging.getLogger("pushdemo")
@@ -39,20 +41,32 @@ def includeme(config: Configurator) -> None:
     settings = Settings.from_ini(config.registry.settings)
     registry = config.registry
     registry["pushdemo.settings"] = settings
+    backend = registry["pushdemo.backend"] = _backend(settings)
     topics = registry["pushdemo.topics"] = Topics()
     registry["pushdemo.clients"] = Clients(settings)
-    registry["pushdemo.caches"] = Caches(duration=settings.memorize_duration, maxsize=settings.memorize_maxsize)
+    registry["pushdemo.caches"] = Caches(
+        duration=settings.memorize_duration,
+        stale=settings.memorize_stale,
+        stale_if_error=settings.memorize_stale_if_error,
+        maxsize=settings.memorize_maxsize,
+        functions={name: {"duration": duration} for name, duration in settings.memorize_durations.items()},
+        store=backend.store,
+    )
     sessions = registry["pushdemo.generators"] = Sessions(
         timeout=settings.generators_timeout,
         limit=settings.generators_limit,
         batch_timeout=settings.longpoll_timeout,
     )
     # When the application goes: with its registry, or with the process.
-    weakref.finalize(registry, _close, topics, sessions)
+    weakref.finalize(registry, _close, topics, sessions, backend)
+    config.add_subscriber(lambda _: backend.start(topics.values()), ApplicationCreated)
+    config.add_subscriber(_check_functions, ApplicationCreated)
     config.add_directive("add_topic", add_topic)
     config.add_request_method(push)
     config.add_request_method(publish)
+    config.add_request_method(memorized, property=True)
     config.add_tween("pushdemo.addon.caches_tween")
+    config.add_tween("pushdemo.addon.parking_tween")
     _check_open_files(settings.max_clients)
 
 
@@ -73,10 +87,11 @@ def add_topic(
     source = config.maybe_dotted(source)
     registry = config.registry
     settings: Settings = registry["pushdemo.settings"]
-    topic = Topic(name, content_type=content_type, history=settings.history)
+    backend: Backend = registry["pushdemo.backend"]
+    topic = backend.topic(name, content_type=content_type, history=settings.history)
     if source is not None:
         pace = settings.interval if interval is None else interval
-        topic.source = Producer(topic, source, pace, around=registry["pushdemo.caches"].active)
+        topic.source = backend.producer(topic, source, pace, around=registry["pushdemo.caches"].active)
     introspectable = config.introspectable("pushdemo topics", name, name, "topic")
     introspectable.update(name=name, source=source, content_type=content_type)
     config.action(
@@ -89,10 +104,17 @@ def add_topic(
 def publish(request: Request, name: str, value: Any) -> Message:
     """Request method: add a message with `value` to the topic `name`; KeyError where there is none.
 
-    What `value` may be is the topic's content type's to say: see `pushdemo.topics.Topic.publish`.
+    What `value` may be is the topic's content type's to say: see `pushdemo.topics.Topic.publish`. Raises
+    ConnectionError where topics are shared at a Redis that cannot take the message now.
     """
     topic: Topic = request.registry["pushdemo.topics"][name]
     return topic.publish(value)
+
+
+def memorized(request: Request) -> Caches:
+    """Request property: the application's memorized values, to look at with `info()`, to forget with `clear(name)`."""
+    caches: Caches = request.registry["pushdemo.caches"]
+    return caches
 
 
 def caches_tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:
@@ -106,9 +128,58 @@ def caches_tween(handler: Callable[[Request], Response], registry: Registry) -> 
     return tween
 
 
-def _close(topics: Topics, sessions: Sessions) -> None:
+def parking_tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:
+    """Tween: one warning if the server cannot park, which is not known before it hands over the first request."""
+    first = [True]  # any thread empties it; of several at once, `pop` lets one succeed
+
+    def tween(request: Request) -> Response:
+        if first:
+            with suppress(IndexError):
+                first.pop()
+                _check_parking(request, registry)
+        return handler(request)
+
+    return tween
+
+
+def _check_parking(request: Request, registry: Registry) -> None:
+    if "pushdemo.park" not in request.environ and registry["pushdemo.topics"]:
+        log.warning(
+            "the server of this application cannot park responses: each waiting client holds a thread of it, and no "
+            "more than %d may (pushdemo.max_threads). With `use = egg:pushdemo` in the ini's [server:main], which is "
+            "waitress with all of its settings, a waiting client holds none, and %d may wait (pushdemo.max_clients)",
+            registry["pushdemo.settings"].max_threads,
+            registry["pushdemo.settings"].max_clients,
+        )
+
+
+def _check_functions(event: ApplicationCreated) -> None:
+    """All modules are imported now: what the ini says of one function must be said of one that there is."""
+    try:
+        event.app.registry["pushdemo.caches"].check()
+    except UnknownFunctionError as error:
+        raise SettingsError(f"pushdemo.memorize.<name>.duration: {error}") from None
+
+
+def _backend(settings: Settings) -> Backend:
+    if not settings.redis_url:
+        return InProcess()
+    try:
+        from pushdemo.redis_backend import RedisBackend
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise SettingsError('pushdemo.redis_url needs the redis package: pip install "pushdemo[redis]"') from None
+    try:
+        return RedisBackend(settings.redis_url)
+    except ValueError as error:
+        raise SettingsError(f"pushdemo.redis_url: {error}, such as redis://localhost:6379/0") from None
+
+
+def _close(topics: Topics, sessions: Sessions, backend: Backend) -> None:
     topics.close()
     sessions.close()
+    backend.close()
 
 
 def _check_open_files(max_clients: int) -> None:

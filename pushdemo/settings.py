@@ -10,10 +10,12 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 PREFIX = "pushdemo."
+
+_FUNCTION = re.compile(r"pushdemo\.memorize\.(.+)\.duration")
 
 # An origin as browsers write it (RFC 6454 section 6.2): compared as text, so that a capital or a slash never matches.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
@@ -52,9 +54,25 @@ def origins(text: str) -> tuple[str, ...]:
     return found
 
 
-def option(key: str, convert: Callable[[str], Any], default: Any, meaning: str) -> Any:
-    """A row of the table: `key` without the prefix, the converter (its docstring says what would do), and the rest."""
-    return field(default=default, metadata={"key": PREFIX + key, "convert": convert, "meaning": meaning})
+def redis_url(text: str) -> str:
+    """a redis://, rediss:// or unix:// URL, or nothing"""
+    if text and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError
+    return text
+
+
+def permission(text: str) -> str:
+    """the name of a permission, or nothing"""
+    return text
+
+
+def option(key: str, convert: Callable[[str], Any], default: Any, meaning: str, *, secret: bool = False) -> Any:
+    """A row of the table: `key` without the prefix, the converter (its docstring says what would do), and the rest.
+
+    The value of a `secret` one is never shown.
+    """
+    metadata = {"key": PREFIX + key, "convert": convert, "meaning": meaning, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +103,39 @@ class Settings:
         15.0,
         "seconds that a memorized value is used for; 0 turns the cache off",
     )
+    memorize_stale: float = option(
+        "memorize.stale",
+        seconds(zero=True),
+        0.0,
+        "seconds past its duration that an old value is given out while one caller computes the new one",
+    )
+    memorize_stale_if_error: float = option(
+        "memorize.stale_if_error",
+        seconds(zero=True),
+        0.0,
+        "seconds past its duration that an old value is used where computing the new one raises",
+    )
     memorize_maxsize: int = option("memorize.maxsize", count, 1024, "values that one memorized function keeps")
     generators_timeout: float = option(
         "generators.timeout", seconds(), 60.0, "seconds without a poll after which a generator session is closed"
     )
     generators_limit: int = option("generators.limit", count, 1000, "generator sessions at once; the next one gets 503")
+    status_permission: str = option(
+        "status_permission",
+        permission,
+        "",
+        "the permission that the demo's /status and /metrics need, by the application's security policy; empty: none",
+    )
+    redis_url: str = option(
+        "redis_url",
+        redis_url,
+        "",
+        "the Redis at which nodes share their topics and memorized values; empty: each process has its own",
+        secret=True,
+    )
+
+    # `pushdemo.memorize.<name>.duration`, in seconds, by the name of the function.
+    memorize_durations: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_ini(cls, ini: Mapping[str, Any]) -> Settings:
@@ -97,23 +143,29 @@ class Settings:
 
         Raises SettingsError for a key that is unknown (with the nearest known one) and for a value that will not do.
         """
-        table = {row.metadata["key"]: row for row in fields(cls)}
-        values: dict[str, Any] = {}
+        table = {row.metadata["key"]: row for row in fields(cls) if row.metadata}
+        values: dict[str, Any] = {"memorize_durations": {}}
         for key, text in ini.items():
             if not key.startswith(PREFIX):
+                continue
+            if named := _FUNCTION.fullmatch(key):
+                row = table["pushdemo.memorize.duration"]
+                values["memorize_durations"][named[1]] = _converted(key, text, row)
                 continue
             if key not in table:
                 raise SettingsError(f"unknown setting {key} = {text}{_nearest(key, list(table))}")
             row = table[key]
-            values[row.name] = _converted(key, text, row.metadata["convert"], row.default)
+            values[row.name] = _converted(key, text, row)
         return cls(**values)
 
 
-def _converted(key: str, text: Any, convert: Callable[[str], Any], default: Any) -> Any:
+def _converted(key: str, text: Any, row: Field[Any]) -> Any:
+    convert = row.metadata["convert"]
     try:
         return convert(str(text).strip())
     except ValueError:
-        raise SettingsError(f"{key} = {text}: must be {convert.__doc__}, such as {_shown(default)}") from None
+        given = "(not shown)" if row.metadata["secret"] else text
+        raise SettingsError(f"{key} = {given}: must be {convert.__doc__}, such as {_shown(row.default)}") from None
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -125,4 +177,6 @@ def _shown(value: Any) -> str:
     """A value as the ini has it."""
     if isinstance(value, tuple):
         return " ".join(value) or "https://example.org"
+    if isinstance(value, str):
+        return value or "redis://localhost:6379/0"
     return f"{value:g}" if isinstance(value, float) else str(value)
