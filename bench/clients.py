@@ -33,6 +33,7 @@ NAP = 0.001
 PATIENCE = 15.0  # seconds without a new answer after which those who still wait for one are given up
 UNDER_WAY = 256  # connections that wait for their first answer at a time
 CONNECTING = 60.0  # seconds after which no more are connected
+SETTLE = 2.0  # seconds between the last client's first bytes and a window: a server may still be busy taking it in
 GRACE = 10.0  # seconds after a window that its late messages are waited for
 
 
@@ -262,6 +263,7 @@ def percentiles(name: str, nanoseconds: list[int]) -> dict[str, float]:
 def measure(clients: Clients) -> dict[str, float]:
     """One window: what the server spent in it and what the clients got of it."""
     order, server, own = clients.order, process.family(clients.order.pid), [os.getpid()]
+    clients.read(SETTLE)
     clients.read_until_pause()
     held, lost = len(clients.sockets), clients.lost
     begin, received = time.monotonic_ns(), clients.received

@@ -26,13 +26,15 @@ from clients import Order, percentiles, request, run
 from launch import Running, running
 from servers import SERVERS, Server, describe
 
+QUIET, QUIET_LIMIT = 0.1, 60.0  # cores that others may use when a run begins, seconds that it waits for that
 RUN_LIMIT = 300.0  # seconds that one load may take
-PAGES, PAGES_LIMIT = 100, 10.0  # pages asked for beside the streams, seconds after which no more are
+PAGES, PAGES_LIMIT = 100, 20.0  # pages asked for beside the streams, seconds after which no more are
+PAGE_LIMIT = 10.0  # seconds after which a page is taken for one that took them
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One table: a load on every server that takes its `kind`."""
+    """One table: a load of one kind on every server that is in it."""
 
     name: str
     kind: str
@@ -71,7 +73,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mode", nargs="+", choices=modes, default=modes, help="tables to make (default: all)")
     parser.add_argument("--clients", type=int, help="clients (default: fanout and polls 5000, hold 10000)")
     parser.add_argument("--rate", type=float, help="messages a second (default: fanout 10, hold 1, polls 0.2)")
-    parser.add_argument("--seconds", type=float, help="length of one measurement (default: fanout 10, hold 5, polls 15)")
+    parser.add_argument(
+        "--seconds", type=float, help="length of one measurement (default: fanout 10, hold 5, polls 15)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: 3)")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"servers, of: {', '.join(names)}")
     parser.add_argument("--transport", default="sse", help="of the streams, where the server offers several")
@@ -87,13 +91,24 @@ def with_options(mode: Mode, options: argparse.Namespace) -> Mode:
 
 def measure(mode: Mode, servers: list[Server], options: argparse.Namespace) -> tables.Samples:
     """Every server's samples: the rounds interleave them, so that a change of the machine's mood touches all."""
-    samples: tables.Samples = {server.name: [] for server in servers if mode.kind in server.kinds}
+    samples: tables.Samples = {server.name: [] for server in servers if mode.name in server.modes}
     for number in range(1, options.rounds + 1):
         for server in servers:
             if server.name in samples:
                 print(f"{mode.name} {number}/{options.rounds}: {server.name}", file=sys.stderr, flush=True)
+                wait_for_quiet()
                 samples[server.name].append(one_run(server, mode, options.peers_python))
     return samples
+
+
+def wait_for_quiet() -> None:
+    """Until the machine has been all but idle for two seconds, or QUIET_LIMIT is over; the tables say how it was."""
+    until = time.monotonic() + QUIET_LIMIT
+    while time.monotonic() < until:
+        before = process.machine_seconds()
+        time.sleep(2)
+        if (process.machine_seconds() - before) / 2 < QUIET:
+            return
 
 
 def one_run(server: Server, mode: Mode, python: str) -> tables.Sample | str:
@@ -132,14 +147,17 @@ def page_times(port: int) -> tables.Sample:
     until = time.monotonic() + PAGES_LIMIT
     while len(times) < PAGES and time.monotonic() < until:
         time.sleep(0.037)
-        times.append(page_time(port))
+        try:
+            times.append(page_time(port))
+        except TimeoutError:
+            times.append(int(PAGE_LIMIT * 1e9))
     return percentiles("page", times)
 
 
 def page_time(port: int) -> int:
     """Nanoseconds from connecting to the last byte of /page."""
     begin = time.monotonic_ns()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PAGE_LIMIT)
     with contextlib.closing(connection):
         connection.request("GET", "/page")
         answer = connection.getresponse()
@@ -150,7 +168,7 @@ def page_time(port: int) -> int:
 
 @contextlib.contextmanager
 def load(order: Order) -> Iterator[Connection]:
-    """The load process, connecting and then measuring; it ends when the pipe closes."""
+    """The load process, connecting and then measuring; it ends with the block."""
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
     child = context.Process(target=run, args=(other, order), daemon=True)
@@ -160,8 +178,7 @@ def load(order: Order) -> Iterator[Connection]:
         yield pipe
     finally:
         pipe.close()
-        child.join(10)
-        child.kill()
+        child.kill()  # it has nothing to tidy up, and may be in the middle of a window
         child.join()
 
 

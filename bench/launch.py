@@ -31,7 +31,8 @@ class Running:
     def __init__(self, server: Server, start: Start) -> None:
         self.server = server
         self.port = start.port
-        self.process = spawn(server.command(start), start.rate)
+        self.errors = start.scratch / "stderr"
+        self.process = spawn(server.command(start), start)
 
     @property
     def pid(self) -> int:
@@ -45,8 +46,9 @@ class Running:
                 return
             time.sleep(0.05)
         if self.process.poll() is not None:
-            raise RuntimeError(f"{self.server.name} ended with {self.process.returncode} before it listened")
-        raise TimeoutError(f"{self.server.name} does not listen after {START_LIMIT:g} s")
+            said = self.errors.read_text(errors="replace").strip().rpartition("\n")[2]
+            raise RuntimeError(f"ended with {self.process.returncode} before it listened: {said}")
+        raise TimeoutError(f"does not listen after {START_LIMIT:g} s")
 
     def stop(self) -> float:
         """Seconds from SIGTERM until it had gone; STOP_LIMIT if it had to be killed."""
@@ -63,20 +65,22 @@ def running(server: Server, python: str, rate: float, clients: int) -> Iterator[
         stack.callback(started.stop)
         started.wait_until_up()
         if server.beside:
-            stack.callback(end, spawn(server.beside(start), rate))
+            stack.callback(end, spawn(server.beside(start), start))
         yield started
 
 
-def spawn(command: list[str], rate: float) -> subprocess.Popen[bytes]:
-    environ = os.environ | {"BENCH_RATE": str(rate), "PYTHONPATH": f"{BENCH.parent}:{BENCH / 'peers'}"}
-    return subprocess.Popen(
-        command,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
-    )
+def spawn(command: list[str], start: Start) -> subprocess.Popen[bytes]:
+    environ = os.environ | {"BENCH_RATE": str(start.rate), "PYTHONPATH": f"{BENCH.parent}:{BENCH / 'peers'}"}
+    with (start.scratch / "stderr").open("ab") as errors:
+        return subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -34,7 +34,7 @@ class Server:
     """One row of the table.
 
     `pypi`: distributions that its Python must have (ours: the running Python, else the peers'); `debian`: packages;
-    `kinds`: the loads it takes; `beside`: a second process that publishes, not counted as the server's; `page`: it has
+    `modes`: the tables it is in; `beside`: a second process that publishes, not counted as the server's; `page`: it has
     a /page.
     """
 
@@ -42,7 +42,7 @@ class Server:
     command: Command
     pypi: tuple[str, ...] = ()
     debian: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ("streams",)
+    modes: tuple[str, ...] = ("fanout", "hold")
     beside: Command | None = None
     page: bool = True
     ours: bool = False
@@ -85,12 +85,16 @@ def uvicorn(start: Start) -> list[str]:
 
 SERVERS = (
     Server("send loop", bare_loop, page=False),
-    Server("pushdemo", script(BENCH / "app.py"), ("pyramid", "waitress"), kinds=("streams", "polls"), ours=True),
+    Server("pushdemo", script(BENCH / "app.py"), ("pyramid", "waitress"), modes=("fanout", "hold", "polls"), ours=True),
     Server("Nchan", nchan, debian=("nginx", "libnginx-mod-nchan"), beside=script(PEERS / "nchan_publish.py")),
     Server("gunicorn + gevent", gunicorn, ("gunicorn", "gevent", "packaging")),
-    Server("aiohttp + uvloop", script(PEERS / "aiohttp_app.py"), ("aiohttp", "uvloop"), kinds=("streams", "polls")),
+    Server(
+        "aiohttp + uvloop", script(PEERS / "aiohttp_app.py"), ("aiohttp", "uvloop"), modes=("fanout", "hold", "polls")
+    ),
     Server("sse-starlette", uvicorn, ("sse-starlette", "starlette", "uvicorn", "uvloop", "httptools")),
-    Server("2009 code, a thread a client", script(PEERS / "threads_2009.py"), ("pyramid", "waitress")),
+    Server(
+        "2009 code, a thread a client", script(PEERS / "threads_2009.py"), ("pyramid", "waitress"), modes=("fanout",)
+    ),
 )
 
 

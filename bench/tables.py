@@ -56,7 +56,7 @@ def attempt(cell: Cell, row: Sample) -> str:
 
 def fanout_columns(rows: dict[str, Sample]) -> dict[str, Cell]:
     return {
-        "held": lambda row: f"{row['held']:,.0f}",
+        "held": held,
         "CPU µs a message": cost,
         f"x {BASE}": lambda row: f"{row['cpu_us'] / rows[BASE]['cpu_us']:.2f}",
         f"x {NCHAN}": lambda row: f"{row['cpu_us'] / rows[NCHAN]['cpu_us']:.2f}",
@@ -72,7 +72,7 @@ def fanout_columns(rows: dict[str, Sample]) -> dict[str, Cell]:
 
 def hold_columns(rows: dict[str, Sample]) -> dict[str, Cell]:
     return {
-        "held": lambda row: f"{row['held']:,.0f}",
+        "held": held,
         **memory_columns(),
         "first 1,000 s": lambda row: f"{row['first_1000']:.2f}",
         "last 1,000 s": lambda row: f"{row['last_1000']:.2f}",
@@ -84,7 +84,7 @@ def hold_columns(rows: dict[str, Sample]) -> dict[str, Cell]:
 
 def polls_columns(rows: dict[str, Sample]) -> dict[str, Cell]:
     return {
-        "held": lambda row: f"{row['held']:,.0f}",
+        "held": held,
         "CPU µs an answer": cost,
         "threads": lambda row: f"{row['threads']:.0f}",
         "spread p50 / p99 ms": lambda row: f"{row['spread_p50']:.0f} / {row['spread_p99']:.0f}",
@@ -104,6 +104,11 @@ def memory_columns() -> dict[str, Cell]:
 
 
 COLUMNS = {"fanout": fanout_columns, "hold": hold_columns, "polls": polls_columns}
+
+
+def held(row: Sample) -> str:
+    """The clients held, and how many of them, in all rounds, did not stay to the end."""
+    return f"{row['held']:,.0f}" + (f" ({row['lost']:.0f} lost)" if row["lost"] else "")
 
 
 def cost(row: Sample) -> str:
