@@ -1,0 +1,160 @@
+"""The way to Redis: one pool of connections for all of an application's commands, and what is known of its health.
+
+What is said to Redis is in redis_topics.py, redis_leases.py and redis_store.py. Any thread may call anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+log = logging.getLogger("pushdemo")
+
+CONNECT_TIMEOUT = 1.0  # seconds
+COMMAND_TIMEOUT = 2.0  # seconds that an answer may take; half a cluster waits as long when Redis hangs
+QUIET = 60.0  # seconds without another line in the log about commands that Redis refuses
+
+
+class RedisUnavailableError(ConnectionError):
+    """Redis cannot be reached, or cannot do what it is asked to; the message says which."""
+
+
+class Link:
+    """One application's way to the Redis at `url`; all its keys begin with `namespace`.
+
+    The braces around that are a hash tag (Redis Cluster specification, "Hash tags"): all keys are in one slot, so that
+    a script may use several of them. Raises ValueError for a URL that the client library cannot use, without repeating
+    it: there may be a password in it.
+    """
+
+    def __init__(self, url: str, namespace: str = "pushdemo", clock: Callable[[], float] = time.monotonic) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._clock = clock
+        self.client = self._connect(COMMAND_TIMEOUT)  # for commands given to `call`
+        options = self.client.connection_pool.connection_kwargs
+        self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._lock = threading.Lock()  # guards all below
+        self._closed = False
+        self._succeeded = float("-inf")  # when a command was last answered; any thread sets it
+        self._trouble = ""
+        self._known = False  # whether anything has been heard of it, good or bad
+        self._quiet_until: dict[str, float] = {}  # by the kind of error
+
+    @property
+    def trouble(self) -> str:
+        """Why Redis cannot be reached, as far as this process knows; empty where it can."""
+        return self._trouble
+
+    def key(self, *parts: str) -> str:
+        """The key of these parts."""
+        return ":".join((f"{{{self._namespace}}}", *parts))
+
+    def script(self, source: str) -> Script:
+        """A Lua script, which Redis runs as a whole or not at all; it loads it where Redis has forgotten it."""
+        return Script(self, self.client.register_script(source))
+
+    def reader(self, timeout: float) -> redis.Redis[bytes]:
+        """A client of its own whose commands may block for `timeout` seconds, whatever the URL says."""
+        client = self._connect(COMMAND_TIMEOUT)
+        options = {"socket_timeout": timeout + COMMAND_TIMEOUT, "client_name": "pushdemo-reader"}
+        client.connection_pool.connection_kwargs.update(options)
+        return client
+
+    def call(self, command: Callable[[], Any]) -> Any:
+        """What `command` returns; raises RedisUnavailableError for what Redis or the network does about it."""
+        began = self._clock()
+        try:
+            found = command()
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            self._lost(error, began)
+            raise RedisUnavailableError(f"Redis at {self.address} is not reachable: {error}") from error
+        except redis.RedisError as error:
+            if not str(error).startswith("UNBLOCKED"):  # a read that waits, when Redis becomes a replica
+                self._refused(error)
+            raise RedisUnavailableError(f"Redis at {self.address} refuses: {_named(error)}") from error
+        self._succeeded = self._clock()
+        if self._trouble or not self._known:
+            self._found()
+        return found
+
+    def close(self) -> None:
+        """Close the connections. A command after this opens another; the log hears no more of it."""
+        self._closed = True
+        self.client.close()
+
+    def _connect(self, timeout: float) -> redis.Redis[bytes]:
+        # No retries: a message whose answer was lost on the way would be published twice. RESP2, whichever the
+        # library's default: it says in which shape answers come.
+        keepalive = {} if self._url.startswith("unix:") else {"socket_keepalive": True}
+        try:
+            pool = redis.ConnectionPool.from_url(
+                self._url,
+                **keepalive,
+                socket_timeout=timeout,
+                socket_connect_timeout=CONNECT_TIMEOUT,
+                retry=Retry(NoBackoff(), 0),
+                client_name="pushdemo",
+                protocol=2,
+            )
+            if pool.connection_kwargs["protocol"] != 2 or pool.connection_kwargs.get("decode_responses"):
+                raise ValueError
+            pool.make_connection()  # does not connect yet: it raises for an option that there is not
+        except (TypeError, ValueError, redis.RedisError):
+            raise ValueError("not a URL that the redis package can use") from None
+        return redis.Redis(connection_pool=pool)
+
+    def _found(self) -> None:
+        with self._lock:
+            lost, known = self._trouble, self._known
+            self._trouble, self._known = "", True
+        if lost and known:
+            log.warning("Redis at %s is back", self.address)
+
+    def _lost(self, error: Exception, began: float) -> None:
+        with self._lock:
+            if began < self._succeeded:
+                return  # another thread's command has been answered since: this is old news, or the next one fails too
+            known = bool(self._trouble) and self._known
+            self._trouble, self._known = str(error) or type(error).__name__, True
+        if not known and not self._closed:
+            log.error(
+                "Redis at %s is not reachable (%s): shared topics pause, memorized values are this process's own; "
+                "trying again until it is back",
+                self.address,
+                self._trouble,
+            )
+
+    def _refused(self, error: Exception) -> None:
+        kind = f"{type(error).__name__} {str(error).partition(' ')[0]}"
+        with self._lock:
+            now = self._clock()
+            quiet = now < self._quiet_until.get(kind, now)
+            if not quiet:
+                self._quiet_until[kind] = now + QUIET
+        if not quiet:
+            log.error("Redis at %s refuses: %s (not said again for %g s)", self.address, _named(error), QUIET)
+
+
+class Script:
+    """A Lua script at Redis."""
+
+    def __init__(self, link: Link, script: Callable[..., Any]) -> None:
+        self._link = link
+        self._script = script
+
+    def __call__(self, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """What the script returns. Raises RedisUnavailableError."""
+        return self._link.call(lambda: self._script(keys=list(keys), args=list(args)))
+
+
+def _named(error: Exception) -> str:
+    """The error with its kind, which the client library takes out of the text."""
+    return f"{type(error).__name__}: {error}"

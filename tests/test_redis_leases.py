@@ -1,0 +1,279 @@
+"""One producer in the cluster for each topic: who makes the messages, when another takes over, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pushdemo.redis_leases import RedisProducer
+from pushdemo.redis_topics import LeaseLostError, RedisTopic
+from tests.redis_support import Node, RedisServer, entries, namespace, redis_server
+from tests.support import wait_until
+
+INTERVAL = 0.02
+
+
+class Member(Node):
+    """A node whose topic has a source that says which node it runs on."""
+
+    def __init__(self, server: RedisServer, space: str, name: str, interval: float = INTERVAL) -> None:
+        super().__init__(server.url, space)
+        self.name = name
+        self.made = 0
+        self.runs = 0
+        self.closed = threading.Event()
+        self.news = self.topic(history=1000)
+        made = self.backend.producer(self.news, self._source, interval, around=nullcontext)
+        assert isinstance(made, RedisProducer)
+        self.producer = self.news.source = made
+        self.start()
+
+    def _source(self) -> Iterator[str]:
+        self.runs += 1
+        try:
+            while True:
+                self.made += 1
+                yield f"{self.name}{self.made}"
+        finally:
+            self.closed.set()
+
+    @property
+    def leads(self) -> bool:
+        return self.producer.lease is not None
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+Members = Callable[..., Member]
+
+
+@pytest.fixture
+def member(shared: RedisServer) -> Iterator[Members]:
+    """Makes members of one cluster."""
+    space, made = namespace(), list[Member]()
+
+    def member(name: str, **options: Any) -> Member:
+        made.append(Member(shared, space, name, **options))
+        return made[-1]
+
+    yield member
+    for each in made:
+        each.close()
+
+
+def grow(topic: RedisTopic, by: int = 5) -> None:
+    """Wait for so many messages more."""
+    before = topic.number
+    wait_until(lambda: topic.number >= before + by, what="messages")
+
+
+def whole(topic: RedisTopic) -> list[str]:
+    """All that a client has been told from the first message on; fails for a gap or a repeat in the numbers."""
+    position, numbers = 0, []
+    while (message := topic.following(position)[0]) is not None:
+        position = message.position
+        numbers.append(message.number)
+    assert numbers == list(range(1, len(numbers) + 1))
+    return [str(entry) for entry in entries(topic)]
+
+
+def test_one_node_makes_the_messages_for_all(member: Members) -> None:
+    nodes = [member(name) for name in "abc"]
+    for node in nodes:
+        node.news.join()
+    for node in nodes:
+        grow(node.news, 10)
+    assert sum(node.leads for node in nodes) == 1
+    assert sorted(node.runs for node in nodes) == [0, 0, 1]
+    (leader,) = (node for node in nodes if node.leads)
+    assert all(text.startswith(leader.name) for text in whole(leader.news))
+
+
+def test_a_node_without_clients_does_not_compete(member: Members) -> None:
+    idle, busy = member("i"), member("b")
+    busy.news.join()
+    grow(idle.news)
+    assert busy.leads
+    assert not idle.leads
+    assert idle.runs == 0
+
+
+def test_when_the_last_client_of_its_node_leaves_another_node_takes_over(member: Members) -> None:
+    first, second = member("a"), member("b")
+    first.news.join()
+    grow(first.news)
+    second.news.join()
+    first.news.leave()
+    wait_until(lambda: second.leads, what="the other node")
+    assert first.closed.wait(20)
+    grow(second.news)
+    assert {text[0] for text in whole(second.news)} == {"a", "b"}
+
+
+def test_a_client_that_comes_right_back_finds_the_same_run(member: Members) -> None:
+    node = member("a")
+    node.news.join()
+    grow(node.news)
+    node.news.leave()
+    node.news.join()
+    grow(node.news)
+    assert node.runs == 1
+
+
+def test_who_comes_when_nobody_has_listened_for_long_is_not_shown_the_old_message(member: Members) -> None:
+    node = member("a")
+    node.producer._linger = 0.0
+    node.news.join()
+    grow(node.news)
+    node.news.leave()
+    wait_until(lambda: not node.leads, what="the end of the lease")
+    old = node.news.head
+    wait_until(lambda: not node.producer.fresh, what="the age of the message")
+    node.news.join()
+    assert node.news.newest() >= old
+
+
+def test_a_node_that_stops_gives_its_lease_back(member: Members) -> None:
+    first, second = member("a"), member("b")
+    first.news.join()
+    grow(first.news)
+    second.news.join()
+    first.close()
+    wait_until(lambda: second.leads, timeout=2.0, what="the other node, before the lease could have expired")
+    grow(second.news)
+    whole(second.news)
+
+
+def test_the_next_producer_keeps_the_beat(member: Members) -> None:
+    first, second = member("a", interval=1000.0), member("b", interval=1000.0)
+    first.news.join()
+    grow(first.news, 1)
+    second.news.join()
+    first.close()
+    wait_until(lambda: second.leads, what="the other node")
+    assert second.producer.fresh
+    assert second.made == 0
+
+
+def test_nothing_is_published_under_an_old_lease(shared: RedisServer, member: Members) -> None:
+    first, second = member("a"), member("b")
+    first.news.join()
+    grow(first.news)
+    old = first.producer.lease
+    assert old is not None
+    first.close()
+    second.news.join()
+    wait_until(lambda: second.leads, what="the other node")
+    with pytest.raises(LeaseLostError):
+        second.news.append(b"late", "message", old)
+    grow(second.news)
+    assert "late" not in whole(second.news)
+
+
+def test_a_lease_that_ran_out_unnoticed_is_lost_once_another_has_it(shared: RedisServer, member: Members) -> None:
+    first, second = member("a", interval=0.3), member("b")
+    first.news.join()
+    grow(first.news, 1)
+    fenced = shared.client.hincrby(first.news.state, "fence", 1)  # what another node's taking over does
+    shared.client.set(first.producer.keys[0], fenced, px=500)
+    wait_until(lambda: not first.leads, what="the loss")
+    second.news.join()
+    wait_until(lambda: first.leads or second.leads, what="a producer")
+    grow(first.news)
+    whole(first.news)
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path, durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+def pair(fragile: RedisServer) -> Iterator[list[Member]]:
+    """Two members with a client each, at a Redis that the test harms."""
+    space = namespace()
+    nodes = [Member(fragile, space, name) for name in "ab"]
+    for node in nodes:
+        node.news.join()
+    for node in nodes:
+        grow(node.news)
+    yield nodes
+    for node in nodes:
+        node.close()
+
+
+def test_while_redis_is_gone_the_source_rests_and_then_goes_on(fragile: RedisServer, pair: list[Member]) -> None:
+    first, second = pair
+    fragile.kill()
+    wait_until(lambda: first.backend.trouble and second.backend.trouble, what="the trouble")
+    fragile.start()
+    for node in pair:
+        grow(node.news, 10)
+    assert all(ours == theirs for ours, theirs in zip(whole(first.news), whole(second.news), strict=False))
+    assert first.made + second.made <= first.news.number + 2, "nothing but the value at hand was made meanwhile"
+
+
+def test_after_a_flush_there_is_one_producer_again(fragile: RedisServer, pair: list[Member]) -> None:
+    epoch, positions = pair[0].news.epoch, [node.news.head for node in pair]
+    fragile.client.flushall()
+    wait_until(lambda: all(node.news.epoch != epoch for node in pair), what="the new life")
+    for node in pair:
+        grow(node.news)
+    assert sum(node.leads for node in pair) == 1
+    assert pair[0].news.epoch == pair[1].news.epoch
+    for node, position in zip(pair, positions, strict=True):
+        told = entries(node.news, position)
+        assert told.count("(reset)") == 1 or told[0] == "(gap)"
+
+
+def test_a_source_that_ends_ends_the_topic_on_all_nodes_and_is_not_run_again(shared: RedisServer) -> None:
+    space, runs = namespace(), []
+
+    def source() -> Iterator[str]:
+        runs.append(1)
+        yield from "abc"
+
+    nodes = [Node(shared.url, space) for _ in range(2)]
+    for node in nodes:
+        topic = node.topic()
+        topic.source = node.backend.producer(topic, source, None, around=nullcontext)
+        node.start()
+    topics = [node.topics["news"] for node in nodes]
+    for topic in topics:
+        topic.join()
+    for topic in topics:
+        wait_until(lambda topic=topic: topic.ended, what="the end")  # type: ignore[misc]
+        assert entries(topic) == ["a", "b", "c"]
+    assert runs == [1]
+    for node in nodes:
+        node.close()
+
+
+def test_a_failing_source_is_told_on_every_node(shared: RedisServer) -> None:
+    space = namespace()
+
+    def source() -> str:
+        raise OSError("no news")
+
+    nodes = [Node(shared.url, space) for _ in range(2)]
+    for node in nodes:
+        topic = node.topic()
+        topic.source = node.backend.producer(topic, source, 1000.0, around=nullcontext)
+        node.start()
+    for node in nodes:
+        node.topics["news"].join()
+    for node in nodes:
+        topic = node.topics["news"]
+        wait_until(lambda topic=topic: topic.head, what="the notice")  # type: ignore[misc]
+        assert entries(topic) == ["(failing)"]
+        node.close()

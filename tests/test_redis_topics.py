@@ -1,0 +1,513 @@
+"""Topics at a real redis-server: the contract of every topic, the mirrors of several nodes, and what goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.test_topics as contract
+from pushdemo.redis_link import Link, RedisUnavailableError
+from pushdemo.redis_topics import RedisTopic
+from pushdemo.subscriptions import Pace, Subscription
+from pushdemo.topics import EARLIEST
+from pushdemo.transports import jsonlines
+from tests.redis_support import Node, RedisServer, entries, namespace, redis_server
+from tests.support import PATIENCE, wait_until
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A redis-server for tests that leave it as it is."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+# -- the contract of every topic
+
+CONTRACT = [
+    test
+    for name, test in vars(contract).items()
+    if name.startswith("test_") and callable(test) and "catalogue" not in name and "threads_that_encode" not in name
+]
+
+
+class TestContract:
+    """Each test of test_topics.py again, on topics of which each is a Redis Stream of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _topics(self, shared: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        def topic(**options: Any) -> RedisTopic:
+            return RedisTopic(Link(shared.url, namespace()), "news", content_type="text/plain", **options)
+
+        monkeypatch.setattr(contract, "topic", topic)
+
+
+def _adopt() -> None:
+    for test in CONTRACT:
+        setattr(TestContract, test.__name__, staticmethod(test))
+
+
+_adopt()
+
+
+# -- several nodes
+
+
+class Cluster:
+    """Nodes that share one namespace of a redis-server, each with the topic `news`."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self.space = namespace()
+        self.nodes: list[Node] = []
+
+    def node(self, history: int = 100) -> RedisTopic:
+        """The topic on one node more."""
+        node = Node(self.server.url, self.space)
+        topic = node.topic(history=history)
+        self.nodes.append(node.start())
+        return topic
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+@pytest.fixture
+def cluster(shared: RedisServer) -> Iterator[Cluster]:
+    cluster = Cluster(shared)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A redis-server for a test that harms it."""
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def fragile(server: RedisServer) -> Iterator[Cluster]:
+    cluster = Cluster(server)
+    yield cluster
+    cluster.close()
+
+
+def reach(topic: RedisTopic, number: int) -> None:
+    wait_until(lambda: topic.number == number, what=f"message {number}")
+
+
+def ids(topic: RedisTopic, position: int = 0) -> list[str]:
+    found = []
+    while (message := topic.following(position)[0]) is not None:
+        found.append(message.id)
+        position = message.position
+    return found
+
+
+def test_every_node_has_the_messages_of_all_in_one_order(cluster: Cluster) -> None:
+    here, there = cluster.node(history=1000), cluster.node(history=1000)
+
+    def publish(topic: RedisTopic) -> None:
+        for number in range(100):
+            topic.publish(f"{number}")
+
+    threads = [threading.Thread(target=publish, args=(topic,)) for topic in (here, there, here)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    for topic in (here, there):
+        reach(topic, 300)
+    assert ids(here) == ids(there) == [f"{here.epoch}-{number}" for number in range(1, 301)]
+    assert entries(here) == entries(there)
+
+
+def test_listeners_on_other_nodes_are_told(cluster: Cluster) -> None:
+    here, there = cluster.node(), cluster.node()
+    told = threading.Event()
+    there.listen(lambda topic: told.set())
+    here.publish("a")
+    assert told.wait(PATIENCE)
+    assert entries(there) == ["a"]
+
+
+def test_a_notice_and_the_end_are_told_on_every_node(cluster: Cluster) -> None:
+    here, there = cluster.node(), cluster.node()
+    here.publish("a")
+    here.notify("failing")
+    here.end()
+    wait_until(lambda: there.ended, what="the end")
+    assert entries(there) == ["a", "(failing)"]
+    with pytest.raises(RuntimeError, match="topic news has ended"):
+        there.publish("b")
+
+
+def test_a_node_that_comes_later_has_the_history_before_its_first_client(cluster: Cluster) -> None:
+    here = cluster.node(history=3)
+    given = [here.publish(text).id for text in "abcde"]
+    there = cluster.node(history=3)
+    assert entries(there, there.begin(EARLIEST).position) == ["c", "d", "e"]
+    assert entries(there, there.begin().position) == ["e"]
+    assert entries(there, there.begin(given[2]).position) == ["d", "e"]
+    assert there.begin(given[2]).reset is False
+    assert there.begin(given[0]).reset is True
+
+
+def test_an_ended_topic_is_ended_for_a_node_that_comes_later(cluster: Cluster) -> None:
+    here = cluster.node()
+    here.publish("a")
+    here.end()
+    there = cluster.node()
+    assert there.ended
+    assert entries(there, there.begin(EARLIEST).position) == ["a"]
+
+
+def test_an_id_that_this_node_has_not_heard_of_yet_is_resumed_behind(cluster: Cluster) -> None:
+    here = cluster.node()
+    link = Link(cluster.server.url, cluster.space)
+    deaf = RedisTopic(link, "news", content_type="text/plain")  # no reader brings it anything
+    first = here.publish("a")
+    assert deaf.begin(first.id).reset is False
+    second = here.publish("b")
+    begun = deaf.begin(second.id)
+    assert (begun.reset, entries(deaf, begun.position)) == (False, [])
+    link.close()
+
+
+def test_messages_say_when_they_came_on_whichever_node(cluster: Cluster) -> None:
+    here = cluster.node()
+    first = here.publish("a")
+    there = cluster.node()
+    found, _ = there.following(there.begin().position)
+    assert found is not None
+    assert found.time == pytest.approx(first.time, abs=1)
+
+
+def test_the_stream_is_bounded_as_the_history_is(cluster: Cluster) -> None:
+    here = cluster.node(history=5)
+    for number in range(20):
+        here.publish(f"{number}")
+    assert cluster.server.client.xlen(here.stream(here.epoch)) == 5
+
+
+def test_a_message_asked_for_again_with_its_nonce_is_published_once(cluster: Cluster) -> None:
+    here = cluster.node()
+    for _ in range(2):
+        here.append(b"a", "message", nonce="one")
+    assert entries(here) == ["a"]
+
+
+def test_one_connection_reads_all_topics_of_a_process(fragile: Cluster) -> None:
+    here, there = (Node(fragile.server.url, fragile.space) for _ in range(2))
+    for node in (here, there):
+        for number in range(20):
+            node.topic(f"topic-{number}")
+        fragile.nodes.append(node.start())
+    for topic in here.topics.values():
+        topic.publish("a")
+    for topic in there.topics.values():
+        reach(topic, 1)
+    names = [client["name"] for client in fragile.server.client.client_list()]
+    assert names.count("pushdemo-reader") == 2, "one for each process"
+
+
+def test_clients_of_two_topics_on_one_connection_resume_on_another_node(cluster: Cluster) -> None:
+    from pushdemo.merging import MergedTopic
+
+    parts = []
+    for _ in range(2):
+        node = Node(cluster.server.url, cluster.space)
+        parts.append([node.topic("one"), node.topic("two")])
+        cluster.nodes.append(node.start())
+    here, there = MergedTopic(parts[0]), MergedTopic(parts[1])
+    parts[0][0].publish("a")
+    parts[0][1].publish("b")
+    here.join()
+    last = here.id_at(here.head)
+    begun = there.begin(last)
+    there.join()
+    assert (begun.reset, begun.backlog) == (False, ())
+    parts[0][0].publish("c")
+    assert there.wait(begun.position, PATIENCE)
+    message, _ = there.following(begun.position)
+    assert message is not None
+    assert (message.body, message.topic) == (b"c", "one")
+    for topic in (here, there):
+        topic.leave()
+
+
+# -- what goes wrong
+
+
+def test_after_a_flush_every_client_is_told_of_a_reset_and_goes_on(fragile: Cluster) -> None:
+    here, there = fragile.node(), fragile.node()
+    last = here.publish("before")
+    reach(there, 1)
+    epoch = here.epoch
+    fragile.server.client.flushall()
+    wait_until(lambda: epoch not in (here.epoch, there.epoch), what="the new epoch")
+    assert here.publish("after").number == 1
+    reach(there, 1)
+    assert here.epoch == there.epoch
+    assert entries(here, 1) == entries(there, 1) == ["(reset)", "after"]
+    assert there.begin(last.id).reset is True
+
+
+def test_a_message_right_after_a_flush_is_in_the_new_life(fragile: Cluster) -> None:
+    here, there = fragile.node(), fragile.node()
+    for text in "abc":
+        last = here.publish(text)
+    reach(there, 3)
+    fragile.server.client.flushall()
+    fresh = there.publish("after")
+    assert fresh.number == 1
+    assert fresh.id.partition("-")[0] != last.id.partition("-")[0]
+    reach(here, 1)
+    assert entries(here, 3) == ["(reset)", "after"]
+
+
+def test_a_redis_that_went_back_to_an_older_copy_gives_no_number_twice(fragile: Cluster) -> None:
+    here = fragile.node()
+    here.publish("a")
+    client, keys = fragile.server.client, [here.state, here.stream(here.epoch)]
+    copy = [client.dump(key) for key in keys]
+    old = here.publish("b")
+    for key, value in zip(keys, copy, strict=True):
+        assert value is not None
+        client.restore(key, 0, value, replace=True)  # type: ignore[arg-type]
+    new = here.publish("c")
+    assert new.id != old.id
+    assert new.id.partition("-")[0] != old.id.partition("-")[0]
+    assert entries(here, old.position) == ["(reset)", "c"]
+
+
+def test_an_older_copy_that_others_have_gone_on_from_is_noticed(fragile: Cluster) -> None:
+    here = fragile.node()
+    here.publish("a")
+    client, keys = fragile.server.client, [here.state, here.stream(here.epoch)]
+    copy = [client.dump(key) for key in keys]
+    epoch, last = here.epoch, here.publish("b")
+    for key, value in zip(keys, copy, strict=True):
+        assert value is not None
+        client.restore(key, 0, value, replace=True)  # type: ignore[arg-type]
+    other = RedisTopic(Link(fragile.server.url, fragile.space), "news", content_type="text/plain")
+    for text in "xyz":  # it has never heard of b
+        other.publish(text)
+    wait_until(lambda: here.epoch != epoch, what="the new life")
+    assert entries(here, last.position)[0] == "(reset)"
+
+
+def test_what_has_left_the_stream_while_a_node_was_cut_off_is_a_reset(fragile: Cluster) -> None:
+    here = fragile.node(history=5)
+    link = Link(fragile.server.url, fragile.space)
+    there = RedisTopic(link, "news", content_type="text/plain", history=5)
+    here.publish("0")
+    there.catch_up()
+    for number in range(1, 21):
+        here.publish(f"{number}")
+    there.catch_up()
+    assert entries(there, 1) == ["(gap)", "20"]
+    assert entries(there, there.head - 5) == ["16", "17", "18", "19", "20"]
+    link.close()
+
+
+def test_killing_every_connection_loses_nothing(fragile: Cluster) -> None:
+    here, there = fragile.node(), fragile.node()
+    for number in range(1, 21):
+        fragile.server.client.client_kill_filter(_type="normal", skipme=True)
+        published = None
+        while published is None:
+            try:
+                published = here.publish(f"{number}")
+            except RedisUnavailableError:
+                continue
+        assert published.number == number
+    reach(there, 20)
+    assert entries(there) == [f"{number}" for number in range(1, 21)]
+
+
+def test_a_redis_that_sleeps_longer_than_any_timeout_loses_nothing(fragile: Cluster) -> None:
+    here, there = fragile.node(), fragile.node()
+    here.publish("a")
+    reach(there, 1)
+    asleep = threading.Thread(target=lambda: fragile.server.client.execute_command("DEBUG", "SLEEP", "5"))
+    asleep.start()
+    wait_until(lambda: there_is_trouble(fragile), what="the trouble")
+    asleep.join(PATIENCE)
+    wait_until(lambda: not there_is_trouble(fragile), what="Redis")
+    here.publish("b")
+    reach(there, 2)
+    assert entries(there) == ["a", "b"]
+
+
+def there_is_trouble(cluster: Cluster) -> bool:
+    return any(node.backend.trouble for node in cluster.nodes)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_redis_killed_and_restarted(tmp_path: Path, durable: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server(tmp_path, durable=durable) as server:
+        cluster = Cluster(server)
+        here, there = cluster.node(), cluster.node()
+        here.publish("a")
+        reach(there, 1)
+        server.kill()
+        wait_until(lambda: all(node.backend.trouble for node in cluster.nodes), what="the trouble")
+        with pytest.raises(RedisUnavailableError, match="is not reachable"):
+            here.publish("lost")
+        assert entries(there, there.begin().position) == ["a"], "clients keep what they have"
+        server.start()
+        wait_until(lambda: not there_is_trouble(cluster), what="the end of the trouble")
+        here.publish("b")
+        wait_until(lambda: entries(there)[-1:] == ["b"], what="the message")
+        assert entries(there, 1) == (["b"] if durable else ["(reset)", "b"])
+        cluster.close()
+    lines = [record.getMessage() for record in caplog.records if "not reachable" in record.getMessage()]
+    assert len(lines) <= 2 * len(cluster.nodes), "once a node when Redis goes, and once at most at the end of the test"
+
+
+def test_an_application_starts_without_redis_and_is_filled_when_it_comes(tmp_path: Path) -> None:
+    with redis_server(tmp_path, durable=True) as server:
+        cluster = Cluster(server)
+        first = cluster.node()
+        for text in "abc":
+            first.publish(text)
+        server.kill()
+        late = cluster.node()
+        assert cluster.nodes[-1].backend.trouble
+        waiting = late.begin().position
+        server.start()
+        reach(late, 3)
+        assert entries(late, waiting) == ["(gap)", "c"], "as any client that comes to a running topic"
+        assert entries(late, late.begin(EARLIEST).position) == ["a", "b", "c"]
+        cluster.close()
+
+
+def test_trouble_is_logged_once_and_so_is_its_end(fragile: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pushdemo"):
+        here = fragile.node()
+        fragile.server.kill()
+        for _ in range(5):
+            with pytest.raises(RedisUnavailableError):
+                here.publish("a")
+        fragile.server.start()
+        wait_until(lambda: not there_is_trouble(fragile), what="the end of the trouble")
+    said = [record.getMessage().partition(" (")[0] for record in caplog.records]
+    address = f"127.0.0.1:{fragile.server.port}"
+    assert said == [f"Redis at {address} is not reachable", f"Redis at {address} is back"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "repair", "error"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "OutOfMemoryError"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "ReadOnlyError"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_full_or_read_only_redis_is_a_clear_error_and_one_line_in_the_log(
+    fragile: Cluster, caplog: pytest.LogCaptureFixture, harm: tuple[str, ...], repair: tuple[str, ...], error: str
+) -> None:
+    here, there = fragile.node(), fragile.node()
+    here.publish("a")
+    reach(there, 1)
+    fragile.server.client.execute_command(*harm)
+    for _ in range(20):
+        with pytest.raises(RedisUnavailableError, match=f"refuses: {error}"):
+            here.publish("b")
+    assert entries(here) == ["a"]
+    assert not there_is_trouble(fragile), "it can be read"
+    refusals = [record for record in caplog.records if "refuses" in record.getMessage()]
+    assert len(refusals) == 1, [record.getMessage() for record in refusals]
+    fragile.server.client.execute_command(*repair)
+    here.publish("c")
+    reach(there, 2)
+    assert entries(there) == ["a", "c"]
+
+
+def test_a_topic_that_a_full_redis_has_no_room_for_does_not_keep_the_others_from_being_read(fragile: Cluster) -> None:
+    fragile.node().publish("a")
+    fragile.server.client.config_set("maxmemory", "1")
+    node = Node(fragile.server.url, fragile.space)
+    fragile.nodes.append(node)
+    node.topic("another")
+    known = node.topic()
+    node.start()
+    assert entries(known, known.begin().position) == ["a"]
+    fragile.server.client.config_set("maxmemory", "0")
+    fragile.server.client.xadd(*known_entry(fragile, known))
+    reach(known, 2)
+
+
+def known_entry(cluster: Cluster, topic: RedisTopic) -> tuple[Any, ...]:
+    """What XADD takes for the next message of a topic, with which nothing but the reader can bring it."""
+    (newest,) = cluster.server.client.xrevrange(topic.stream(topic.epoch), count=1)
+    fields = newest[1] | {b"n": b"next", b"p": newest[1][b"n"]}
+    return topic.stream(topic.epoch), fields, "2-0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h:port/0", "redis://localhost/0?socket_timeout=soon", "redis://localhost/0?nonsense=1"],
+)
+def test_a_url_that_will_not_do_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValueError, match="not a URL that the redis package can use"):
+        Link(url)
+
+
+def test_a_password_is_never_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server(tmp_path) as server:
+        node = Node(f"redis://user:swordfish@127.0.0.1:{server.port}/0", namespace())
+        node.topic()
+        with caplog.at_level(logging.DEBUG):
+            node.start()
+        assert node.backend.trouble
+        node.close()
+    assert "swordfish" not in caplog.text + repr(node.backend) + node.backend.trouble
+
+
+def test_a_short_socket_timeout_in_the_url_does_not_end_the_reader(shared: RedisServer) -> None:
+    node = Node(f"{shared.url}?socket_timeout=0.2", namespace())
+    topic = node.topic()
+    node.start()
+    other = RedisTopic(Link(shared.url, node.backend.namespace), "news", content_type="text/plain")
+    reads = shared.client.info("commandstats")["cmdstat_xread"]["calls"]
+    wait_until(lambda: shared.client.info("commandstats")["cmdstat_xread"]["calls"] > reads + 1, what="two reads")
+    other.publish("a")
+    reach(topic, 1)
+    assert not node.backend.trouble
+    node.close()
+
+
+def test_a_unix_socket_will_do(tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    with redis_server(tmp_path, "--unixsocket", str(path)) as server:
+        here, there = Node(f"unix://{path}", "x"), Node(server.url, "x")
+        for node in (here, there):
+            node.topic()
+            node.start()
+        here.topics["news"].publish("a")
+        reach(there.topics["news"], 1)
+        for node in (here, there):
+            node.close()
+
+
+@pytest.mark.parametrize("change", [lambda topic: topic.publish("b"), lambda topic: topic.end()])
+def test_a_stream_iterated_in_a_thread_gets_what_another_node_publishes(
+    cluster: Cluster, change: Callable[[RedisTopic], Any]
+) -> None:
+    here, there = cluster.node(), cluster.node()
+    here.publish("a")
+    reach(there, 1)
+    stream = iter(Subscription(there, jsonlines, Pace()))
+    assert b'"a"' in next(stream)
+    change(here)
+    following = next(stream)
+    assert b'"b"' in following or b'"done"' in following
