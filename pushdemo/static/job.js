@@ -71,7 +71,7 @@ async function stop() {
 }
 
 function explain(error) {
-  const unknown = error.status === 400 && error.count === 0;
+  const unknown = error.status === 410 && error.count === 0;
   if (unknown) return "The server does not know this job: it was cancelled, or nobody had asked for too long";
   return error.status === 410 ? "This job was cancelled" : `Stopped: ${error.message}`;
 }

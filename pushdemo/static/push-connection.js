@@ -100,6 +100,11 @@ export class Connection {
   reset() {
     this.subscription.reset();
   }
+
+  /** Without a message, but with the id to come back with. */
+  resumeAfter(id) {
+    if (id) this.subscription.resumeAfter(id);
+  }
 }
 
 /** What an answer that is no success means for the subscription. */

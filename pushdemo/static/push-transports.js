@@ -34,6 +34,7 @@ async function readPart(connection, incoming) {
     const [name, value] = [line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim()];
     headers.set(name, value);
     if (name === "x-reset") connection.reset();
+    if (name === "x-last-event-id") connection.resumeAfter(value);
     if (name === "x-failing") connection.fail();
     if (name === "x-retry") connection.retry = Number(value);
   }
@@ -61,7 +62,8 @@ async function readLines(connection) {
   }
 }
 
-function readItem(connection, { state, retry, id, topic, content }) {
+function readItem(connection, { state, retry, last_event_id: last, id, topic, content }) {
+  connection.resumeAfter(last);
   if (state === undefined) connection.deliver({ id, topic, content });
   else if (state === "reset") connection.reset();
   else if (state === "failing") connection.fail();
@@ -82,12 +84,12 @@ async function poll(connection) {
   const asked = performance.now();
   const patience = AbortSignal.timeout(POLL_PATIENCE * connection.heartbeat);
   const response = await connection.request("application/json", AbortSignal.any([connection.signal, patience]));
-  const { state, messages = [], last_event_id: last, reset, retry } = await response.json();
+  const { state, messages = [], last_event_id: last, reset, failing, retry } = await response.json();
   connection.heard();
   if (reset) connection.reset();
   for (const { id, topic, content } of messages) connection.deliver({ id, topic, content });
-  if (last) connection.subscription.resumeAfter(last); // also where nothing came: the next poll goes on from here
-  if (state === "failing") connection.fail();
+  connection.resumeAfter(last); // also where nothing came: the next poll goes on from here
+  if (failing || state === "failing") connection.fail();
   if (state === "done") throw new Stop("ended");
   if (retry !== undefined) throw new Stop("waiting", "the server asked for a pause", retry);
   return { atOnce: performance.now() - asked < AT_ONCE, messages: messages.length };
@@ -125,7 +127,10 @@ function listenTo(connection) {
       connection.deliver({ id: lastEventId, topic: type === "message" ? undefined : type, content: valueOf(data) });
     };
     for (const name of ["message", ...connection.subscription.url.searchParams.getAll("topic")]) on(name, message);
-    on("reset", () => connection.reset());
+    on("reset", ({ lastEventId }) => {
+      connection.reset();
+      connection.resumeAfter(lastEventId);
+    });
     on("failing", () => connection.fail());
     on("end", () => reject(new Stop("ended")));
     on("open", () => {

@@ -72,6 +72,9 @@ class Subscription {
   async run() {
     const { signal } = this.closed;
     globalThis.document?.addEventListener("visibilitychange", () => this.watchPage(), { signal });
+    // A page that was left may be kept to come back to, with its connections: after three, a browser has none to spare.
+    globalThis.addEventListener?.("pagehide", () => this.hide(true), { signal });
+    globalThis.addEventListener?.("pageshow", () => this.watchPage(), { signal });
     this.watchPage();
     while (!signal.aborted) {
       const stop = await this.connect();

@@ -1,0 +1,38 @@
+"""`/status` for people and scripts, its topic, and `/metrics` for Prometheus. Threads: the server's.
+
+routes.py registers these, since the ini says whether they need a permission.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client.exposition import choose_encoder
+from pyramid.request import Request
+from pyramid.response import Response
+
+
+def status_page(request: Request) -> dict[str, Any]:
+    """The figures as a page, which keeps itself up to date."""
+    request.response.headers["Cache-Control"] = "no-store"
+    settings = request.registry["pushdemo.settings"]
+    return {"report": request.registry["pushdemo.status"].report(), "heartbeat": settings.heartbeat}
+
+
+def status_json(request: Request) -> dict[str, Any]:
+    """The figures as JSON."""
+    request.response.headers["Cache-Control"] = "no-store"
+    report: dict[str, Any] = request.registry["pushdemo.status"].report()
+    return report
+
+
+def status_stream(request: Request) -> Response:
+    """The topic `status`: the figures as JSON, again and again."""
+    return request.push("status")
+
+
+def metrics(request: Request) -> Response:
+    """The figures in Prometheus's text format, or OpenMetrics where that is asked for."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    body = encode(request.registry["pushdemo.prometheus"])
+    return Response(body=body, headerlist=[("Content-Type", content_type), ("Vary", "Accept")])

@@ -1,0 +1,53 @@
+/** Opens the demo in Firefox and prints, as JSON, what is there to be seen. node firefox.mjs PUPPETEER FIREFOX SITE */
+
+import { createRequire } from "node:module";
+
+const [folder, executablePath, site] = process.argv.slice(2);
+const { default: puppeteer } = await import(createRequire(import.meta.url).resolve(folder));
+const browser = await puppeteer.launch({ browser: "firefox", executablePath, headless: true });
+const complaints = [];
+
+/** A tab that notes errors of the console, of scripts and of requests. */
+async function open(path, waitUntil = "domcontentloaded") {
+  const page = await browser.newPage();
+  page.on("console", (message) => message.type() === "error" && complaints.push(`${path}: ${message.text()}`));
+  page.on("pageerror", (error) => complaints.push(`${path}: ${error.message}`));
+  page.on("response", (response) => response.status() >= 400 && complaints.push(`${response.status()} ${response.url()}`));
+  await page.goto(site + path, { waitUntil });
+  return page;
+}
+
+/** The numbers in the list once there are so many messages. */
+async function messages(page, count) {
+  await page.waitForFunction((least) => document.querySelectorAll("#container > li").length >= least, {}, count);
+  return page.$$eval("#container > li", (items) => items.map((item) => item.textContent.match(/#(\d+)/)?.[1]));
+}
+
+/** How many different pictures the image has shown, of `wanted`. */
+function pictures(page, wanted) {
+  return page.evaluate(async (wanted) => {
+    const image = document.getElementById("chart");
+    const seen = new Set();
+    const end = performance.now() + 30_000;
+    while (seen.size < wanted && performance.now() < end) {
+      if (image.naturalWidth) {
+        const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+        canvas.getContext("2d").drawImage(image, 0, 0);
+        seen.add(canvas.toDataURL());
+      }
+      await new Promise((resolve) => setTimeout(resolve, 200));
+    }
+    return seen.size;
+  }, wanted);
+}
+
+try {
+  const tabs = [await open("/"), await open("/")];
+  await messages(tabs[0], 2);
+  const seen = { tabs: await Promise.all(tabs.map((tab) => messages(tab, 5))) };
+  await Promise.all(tabs.map((tab) => tab.close()));
+  seen.pictures = await pictures(await open("/load"), 3);
+  console.log(JSON.stringify({ ...seen, complaints }));
+} finally {
+  await browser.close();
+}
