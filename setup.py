@@ -4,12 +4,19 @@ from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
+# What an application that includes the add-on can do without.
+DEMO = ["prometheus_client>=0.20", "psutil>=5.9", "pygal>=3.0.5", "pyramid_jinja2>=2.10"]
+REDIS = ["redis>=5"]
+
 setup(
     name="pushdemo",
     version="0.1.0",
     description="Server push for Pyramid: live pages, json_yield and memorize, without a thread a client",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="pushdemo contributors",
+    license="MIT",
+    license_files=["LICENSE"],
     keywords="pyramid waitress server push sse multipart long polling",
     classifiers=[
         "Framework :: Pyramid",
@@ -23,18 +30,29 @@ setup(
     packages=find_namespace_packages(include=["pushdemo", "pushdemo.*"]),
     include_package_data=True,
     zip_safe=False,
-    install_requires=[
-        "pyramid>=2.0.2",
-        "pyramid_jinja2>=2.10",
-        "plaster_pastedeploy",
-        "waitress>=3.0.2,<4",
-        "cachetools>=5.5",
-    ],
+    install_requires=["pyramid>=2.0.2", "waitress>=3.0.2,<4", "cachetools>=5.5"],
     extras_require={
-        "testing": ["hypothesis", "httpx", "httpx-sse", "pytest", "selenium", "sseclient-py", "webtest"],
-        "redis": ["redis>=5"],
+        "demo": DEMO,
+        "redis": REDIS,
+        "testing": [
+            *DEMO,
+            *REDIS,
+            "build",
+            "check-manifest",
+            "gunicorn",
+            "hypothesis",
+            "httpx",
+            "httpx-sse",
+            "pytest",
+            "selenium",
+            "setuptools>=68",
+            "sseclient-py",
+            "twine",
+            "webtest",
+        ],
     },
     entry_points={
+        "console_scripts": ["pushdemo-check = pushdemo.check:main"],
         "paste.app_factory": ["main = pushdemo:main"],
         "paste.server_runner": ["main = pushdemo.server:main"],
     },

@@ -18,10 +18,14 @@ __all__ = ["includeme", "json_yield", "main", "memorize"]
 
 
 def main(global_config: dict[str, str] | None = None, **settings: Any) -> Router:
-    """The demo application: `[app:main] use = egg:pushdemo`."""
+    """The demo application: `[app:main] use = egg:pushdemo`. Raises ModuleNotFoundError without the extra `demo`."""
     with Configurator(settings=settings) as config:
         config.include("pushdemo")
-        config.include("pyramid_jinja2")
-        config.include("pushdemo.routes")
-        config.scan("pushdemo.views")
+        try:
+            config.include("pyramid_jinja2")
+            config.include("pushdemo.routes")
+            config.scan("pushdemo.views")
+        except ModuleNotFoundError as error:
+            message = f'the demo application needs {error.name}: pip install "pushdemo[demo]"'
+            raise ModuleNotFoundError(message, name=error.name) from error
         return config.make_wsgi_app()

@@ -1,0 +1,62 @@
+"""The documents: what they refer to is there, and what must be in them is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:img|a) [^>]*(?:src|href)=\"([^\"]+)\"")
+
+
+def prose(document: Path) -> str:
+    """A document without its blocks of code."""
+    return FENCE.sub("", document.read_text(encoding="utf-8"))
+
+
+def anchors(document: Path) -> set[str]:
+    """What a document's headings are called in an address."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+LINKS = [
+    (document, link)
+    for document in DOCUMENTS
+    for found in LINK.findall(prose(document))
+    for link in found
+    if link and not re.match(r"[a-z]+:", link)
+]
+
+
+def test_there_are_documents_with_links() -> None:
+    assert {"README.md", "CHANGES.md", "tutorial.md", "inside.md"} <= {document.name for document in DOCUMENTS}
+    assert len(LINKS) >= 4
+
+
+@pytest.mark.parametrize(("document", "link"), LINKS, ids=[f"{document.name}-{link}" for document, link in LINKS])
+def test_what_a_link_leads_to_is_there(document: Path, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    target = (document.parent / path).resolve() if path else document
+    assert target.is_relative_to(ROOT)
+    assert target.exists(), f"{document.name} links to {link}"
+    if anchor:
+        assert anchor in anchors(target), f"{document.name} links to {link}; there are {sorted(anchors(target))}"
+
+
+def test_the_readme_has_at_most_200_lines() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_every_module_is_explained() -> None:
+    told = set(re.findall(r"`([\w/]+(?:\.py|/))`", prose(ROOT / "docs" / "inside.md")))
+    package = ROOT / "pushdemo"
+    modules = {path.name for path in package.glob("*.py")}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert modules | folders <= told
+    assert {name for name in told if not (package / name).exists()} <= {"tests/test_imports.py"}
