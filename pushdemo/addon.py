@@ -7,6 +7,7 @@ process share nothing. Runs while the application is configured; what it leaves 
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -77,21 +78,28 @@ def add_topic(
     *,
     interval: float | None = None,
     content_type: str = content.XML,
+    shared: bool = True,
 ) -> None:
     """Configurator directive: a topic that all its clients share.
 
     `source` makes its messages: a function, called every `interval` seconds (the ini's `pushdemo.interval` where it is
     left out), or a generator function, asked for its next value as often; with `interval` 0 it sets its own pace.
-    Without a source the topic is only published to. Two topics of one name are a ConfigurationConflictError.
+    Without a source the topic is only published to. Two topics of one name are a ConfigurationConflictError. Where
+    nodes share topics at a Redis, one that is not `shared` is each node's own, such as its own figures.
     """
     source = config.maybe_dotted(source)
     registry = config.registry
     settings: Settings = registry["pushdemo.settings"]
-    backend: Backend = registry["pushdemo.backend"]
+    backend: Backend = registry["pushdemo.backend"] if shared else InProcess()
     topic = backend.topic(name, content_type=content_type, history=settings.history)
     if source is not None:
+        if not callable(source):
+            raise TypeError(f"topic {name}: its source must be a function or a generator function, not {source!r}")
         pace = settings.interval if interval is None else interval
-        topic.source = backend.producer(topic, source, pace, around=registry["pushdemo.caches"].active)
+        if not 0 <= pace < math.inf:
+            raise ValueError(f"topic {name}: interval = {pace}: must be a number of seconds, 0 or more")
+        # 0 is a generator's own pace; a function that is called again at once, for ever, is refused below.
+        topic.source = backend.producer(topic, source, pace or None, around=registry["pushdemo.caches"].active)
     introspectable = config.introspectable("pushdemo topics", name, name, "topic")
     introspectable.update(name=name, source=source, content_type=content_type)
     config.action(

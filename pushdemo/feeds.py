@@ -194,14 +194,14 @@ class Stream:
         while self.rest is None or self._send_rest():
             ended = feed.topic.ended
             if subscription.position > feed.position or (ended and feed.position < feed.topic.head):
-                feed.deliver()  # the client has skipped to the newest entry: so must the feed; or the last is to come yet
+                feed.deliver()  # the client has skipped to the newest entry, so must the feed; or the last is to come
             if subscription.position < feed.position:
                 message, reset = subscription.take()
                 assert message is not None
                 self.rest = memoryview(group.encoded(message, reset))
                 group.count(len(self.rest), 1, message, reset)
             elif ended:
-                self.rest = memoryview(ending(group.frame, group.transport.notice("end")))
+                self.rest = memoryview(ending(group.frame, group.transport.notice("end", "", feed.topic.content_type)))
                 self.last = True
             else:
                 if self in group.behind:

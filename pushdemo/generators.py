@@ -77,7 +77,7 @@ class Sessions:
         `after` is the number of items that the client has: what follows is given, again if it was given before.
         Without it the next item is taken, and a session that has ended begins anew. Blocks while the generator runs.
         Raises Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for what is kept no
-        longer and for a session closed meanwhile, 503 at the limit and while stopping.
+        longer, for a session closed meanwhile and for one that is not here, 503 at the limit and while stopping.
         """
         session = self._claim(owner, start, after, accumulate)
         try:
@@ -262,6 +262,9 @@ def _stopping() -> Refused:
 def _beyond(after: int, count: int) -> Refused:
     if count:
         reason = f"after={after} is beyond the {count} items that this session has given"
-    else:
-        reason = f"after={after}: there is no such session, or it was idle for too long; begin again without after"
-    return Refused(400, reason, parameter="after", count=count)
+        return Refused(400, reason, parameter="after", count=count)
+    reason = (
+        f"after={after}: there is no such session here: it was idle for too long, or lives in another process; begin "
+        "again without after"
+    )
+    return Refused(410, reason, parameter="after", count=count)

@@ -156,7 +156,7 @@ class Subscription(_Client):
                 if (data := self.next()) is not None:
                     yield data
                 elif ended:
-                    yield self.transport.notice("end")
+                    yield self.transport.notice("end", content_type=self.topic.content_type)
                     return
                 elif not self.topic.wait(self.position, self.pace.heartbeat):
                     yield self.transport.notice("heartbeat")

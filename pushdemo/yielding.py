@@ -55,8 +55,9 @@ def json_yield(
 
     The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and null. All that fails
     is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed, kept no longer or
-    in another process, 500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function and ValueError for
-    an `accumulate` below 1, where it decorates; RuntimeError in a request of an application without the add-on.
+    in another process, 500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function
+    and ValueError for an `accumulate` below 1, where it decorates; RuntimeError in a request of an application without
+    the add-on.
     """
     if accumulate is not True and accumulate is not False and accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: must be True, or a number of items, 1 or more")

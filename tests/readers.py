@@ -43,7 +43,7 @@ class Pushing(NamedTuple):
 
 
 @contextmanager
-def pushing(ini: Mapping[str, object] | None = None, **topics: Mapping[str, Any]) -> Iterator[Pushing]:
+def pushing(ini: Mapping[str, object] | None = None, port: int = 0, **topics: Mapping[str, Any]) -> Iterator[Pushing]:
     """An application with `topics` (name: arguments of add_topic; text without a source unless they say otherwise).
 
     `ini` has settings without the prefix. Without topics there is one, `news`.
@@ -58,7 +58,7 @@ def pushing(ini: Mapping[str, object] | None = None, **topics: Mapping[str, Any]
         config.add_view(lambda request: request.push(*topics), route_name="all")
         config.add_view(lambda request: request.push(request.matchdict["name"]), route_name="one")
         app = config.make_wsgi_app()
-    with serving(app) as server:
+    with serving(app, listen=f"127.0.0.1:{port}") as server:
         yield Pushing(server, app.registry["pushdemo.topics"])
 
 
@@ -261,6 +261,8 @@ class Reader:
         self.raw, self.events, self.seen = b"", [], 0
         path = self.path if self.last is None else f"{self.path}&last_event_id={self.last}"
         self.client.get(path, *self.headers)
+        # From here on it knows better.
+        self.headers = tuple(line for line in self.headers if not line.startswith("Last-Event-ID:"))
         return self
 
     def leave(self) -> None:

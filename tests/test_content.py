@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 from xml.etree import ElementTree
 
@@ -105,9 +106,40 @@ def test_half_a_surrogate_pair_is_refused_where_nothing_can_stand_for_it(content
         content.body(content_type, "\ud800")
 
 
-@pytest.mark.parametrize("content_type", ["application/xml", "application/json", "text/plain", "image/png"])
-def test_bytes_are_taken_as_they_are(content_type: str) -> None:
-    assert content.body(content_type, b"\x89PNG\r\n\x1a\n\x00") == b"\x89PNG\r\n\x1a\n\x00"
+@pytest.mark.parametrize(
+    ("content_type", "value"),
+    [
+        ("image/png", b"\x89PNG\r\n\x1a\n\x00"),
+        ("image/svg+xml", b"<svg>\xff</svg>"),
+        ("application/xml", "<message>é\r\n</message>".encode()),
+        ("text/plain", "é\r\n\x00".encode()),
+        ("application/json", '{"é": [1.50, 1e400, "\\n"]}'.encode()),
+    ],
+)
+def test_bytes_are_taken_as_they_are(content_type: str, value: bytes) -> None:
+    assert content.body(content_type, value) == value
+
+
+def test_json_of_several_lines_becomes_one() -> None:
+    assert content.body("application/json", b'{\r\n"a":\n1}') == b'{  "a": 1}'
+
+
+@pytest.mark.parametrize(
+    ("content_type", "value"),
+    [
+        ("text/plain", b"\xff"),
+        ("application/xml", "<message>é</message>".encode("latin-1")),
+        ("application/json", b'"\xff"'),
+        ("application/json", '"é"'.encode("utf-16")),
+        ("application/json", b"{"),
+        ("application/json", b""),
+        ("application/json", b"NaN"),
+        ("application/geo+json", b"1 2"),
+    ],
+)
+def test_bytes_that_are_not_what_the_type_says_are_refused(content_type: str, value: bytes) -> None:
+    with pytest.raises(ValueError, match=f"not a body of type {re.escape(content_type)} in UTF-8"):
+        content.body(content_type, value)
 
 
 def test_plain_text_is_utf_8() -> None:

@@ -42,9 +42,11 @@ class Parts:
         assert self._until(self._line) == self._line
 
     def _until(self, mark: bytes) -> bytes:
+        end = time.monotonic() + PATIENCE  # heartbeats would keep a socket's own timeout from ever being reached
         while mark not in self._buffer:
             data = self._client.chunk() if self._chunked else self._client.some()
             assert data, f"the stream ended after {self._buffer!r}"
+            assert time.monotonic() < end, f"nothing but {self._buffer!r} within {PATIENCE} s"
             self._buffer += data
         found, _, self._buffer = self._buffer.partition(mark)
         return found + mark

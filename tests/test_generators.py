@@ -176,7 +176,7 @@ def test_after_beyond_the_count_names_after_and_the_count(sessions: Sessions) ->
 def test_after_for_a_session_that_is_not_there_begins_nothing(sessions: Sessions) -> None:
     source = Source()
     error = refused(sessions, source, after=3)
-    assert (error.status, error.parameter, error.count) == (400, "after", 0)
+    assert (error.status, error.parameter, error.count) == (410, "after", 0)
     assert source.begun == 0
     assert take(sessions, source, after=0) == ("ready", [1], 1)
 
@@ -452,7 +452,7 @@ def test_forgetting_closes_an_idle_generator_in_the_sweeper(sessions: Sessions) 
     assert source.closed.acquire(timeout=BOUND)
     assert source.closed_in == ["pushdemo-generators"]
     assert not sessions.forget(owner())
-    assert refused(sessions, source, after=1).status == 400
+    assert refused(sessions, source, after=1).status == 410
 
 
 def test_forgetting_what_runs_does_not_wait_and_its_work_stops_at_the_next_yield(

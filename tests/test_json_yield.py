@@ -432,7 +432,7 @@ def test_delete_and_beacon_end_the_session(app: TestApp, close: Callable[[TestAp
         response = close(app)
         assert (response.status_code, response.body) == (204, b"")
         assert "Content-Type" not in response.headers
-    app.get("/numbers?key=K&after=1", status=400)
+    app.get("/numbers?key=K&after=1", status=410)
     assert app.get("/numbers?key=K").json["content"] == 1
 
 

@@ -255,6 +255,17 @@ def test_who_comes_later_is_not_shown_the_old_message_first(time: Time, topic: T
     assert message.body == b"value 2"
 
 
+def test_who_comes_right_behind_a_message_is_shown_it(time: Time, topic: Topic, series: Series) -> None:
+    """However soon: a listener comes before the source's thread has done anything more."""
+    produce(topic, series.call)
+    begins: list[int] = []
+    topic.listen(lambda changed: begins.append(changed.newest()))
+    topic.join()
+    entries(topic, 1)
+    time.pass_(INTERVAL)
+    assert begins == [0, 1]
+
+
 def test_a_reload_does_not_hurry_the_source(time: Time, topic: Topic, series: Series) -> None:
     produce(topic, series.call, interval=60.0)
     stopped(time, topic)
@@ -429,7 +440,7 @@ def test_an_asynchronous_source_is_refused(source: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("interval", [None, 0, -1.0])
 def test_a_function_without_an_interval_is_refused(interval: float | None) -> None:
-    with pytest.raises(ValueError, match="the source of topic news is a function: it needs an interval in seconds"):
+    with pytest.raises(ValueError, match="interval"):
         Producer(Topic("news"), lambda: "value", interval)
 
 

@@ -95,7 +95,7 @@ def test_run_tells_how_far_the_job_is_and_is_cancelled(app: TestApp, sessions: S
     assert first["bytes"] == 0
     assert 0 < second["bytes"] <= second["total_bytes"] == first["total_bytes"]
     app.delete("/job/run?key=K")
-    app.get("/job/run?key=K&after=2", status=400)
+    app.get("/job/run?key=K&after=2", status=410)
 
 
 # Sources

@@ -42,10 +42,11 @@ class Transport(Kind, Protocol):
     def encode(self, message: Message) -> bytes:
         """The message (of kind "message") as it is written."""
 
-    def notice(self, kind: Notice, id: str = "") -> bytes:
+    def notice(self, kind: Notice, id: str = "", content_type: str = "") -> bytes:
         """What tells a client that the stream lives, had to skip, has a failing source, or is complete.
 
         `id` goes with a "reset" that a message may be long to follow: to come back with it is to go on behind it.
+        `content_type` goes with an "end": that of the topic's bodies.
         """
 
     def retry(self, milliseconds: int) -> bytes:

@@ -33,7 +33,7 @@ def encode(message: Message) -> bytes:
     return (json_object(message) + "\n").encode()
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "") -> bytes:
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "") -> bytes:
     """`{"state": ...}`, with `"last_event_id"` where there is one; "end" is `"done"`, the word of the long poll."""
     last = f', "last_event_id": {json.dumps(id)}' if id else ""
     return f'{{"state": "{_STATES[kind]}"{last}}}\n'.encode()

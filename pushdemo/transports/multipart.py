@@ -49,9 +49,13 @@ def encode(message: Message) -> bytes:
     return b"".join((head.encode(), message.body, b"\r\n", _DELIMITER))
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "") -> bytes:
-    """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary."""
-    return f"X-Last-Event-Id: {id}\r\n".encode() + _NOTICES[kind] if id else _NOTICES[kind]
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "") -> bytes:
+    """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary.
+
+    The part before it, which is empty, bears the type: Chromium reads the last picture by it.
+    """
+    line = f"X-Last-Event-Id: {id}\r\n" if id else f"Content-Type: {content_type}\r\n" if content_type else ""
+    return line.encode() + _NOTICES[kind]
 
 
 def retry(milliseconds: int) -> bytes:

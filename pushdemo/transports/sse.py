@@ -54,7 +54,7 @@ def encode(message: Message) -> bytes:
     return event(message.body.decode(), id=message.id, event=message.topic)
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "") -> bytes:
+def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "") -> bytes:
     """A comment for the heartbeat, an event of that name for the others."""
     return f"id: {id}\n".encode() + _NOTICES[kind] if id else _NOTICES[kind]
 

@@ -41,6 +41,9 @@ class Multipart:
         topic = f"X-Topic: {sent.topic}\r\n" if sent.topic else ""
         return f"{head}{topic}\r\n".encode() + sent.body + f"\r\n--{BOUNDARY}\r\n".encode()
 
+    def reset_to(self, id: str) -> bytes:
+        return f"X-Last-Event-Id: {id}\r\n".encode() + self.reset
+
     def retry(self, ms: int) -> bytes:
         return f"X-Retry: {ms}\r\n".encode()
 
@@ -49,7 +52,7 @@ class Events:
     accept = "text/event-stream"
     content_type = "text/event-stream"
     opening = b": stream\n\n"
-    heartbeat = b": heartbeat\n\n"
+    heartbeat = b": heartbeat\n"
     reset = b"event: reset\ndata:\n\n"
     failing = b"event: failing\ndata:\n\n"
     end = b"event: end\ndata:\n\n"
@@ -58,6 +61,9 @@ class Events:
         event = f"event: {sent.topic}\n" if sent.topic else ""
         data = "".join(f"data: {line}\n" for line in sent.body.decode().split("\n"))
         return f"id: {sent.id}\n{event}{data}\n".encode()
+
+    def reset_to(self, id: str) -> bytes:
+        return f"id: {id}\n".encode() + self.reset
 
     def retry(self, ms: int) -> bytes:
         return f"retry: {ms}\n\n".encode()
@@ -74,6 +80,9 @@ class Lines:
 
     def message(self, sent: Sent) -> bytes:
         return json.dumps(sent.item, ensure_ascii=False).encode() + b"\n"
+
+    def reset_to(self, id: str) -> bytes:
+        return json.dumps({"state": "reset", "last_event_id": id}).encode() + b"\n"
 
     def retry(self, ms: int) -> bytes:
         return json.dumps({"state": "waiting", "retry": ms}).encode() + b"\n"

@@ -35,6 +35,17 @@ def test_the_servers_pause_is_kept_and_the_next_connection_resumes(node: Node, w
     assert watch.ids == ["e-1", "e-2"]
 
 
+def test_what_a_reset_says_is_where_the_next_connection_goes_on(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    form = STREAMS[transport]
+    going = says(transport, form.reset_to("f-0"), form.retry(1))
+    url = wire.on(f"/reset-{transport}", going, says(transport, form.message(HARD[1]), form.end))
+    watch = engine.subscribe(url, transport=transport, lastEventId="e-7")
+    watch.state("ended")
+    assert [request.last_event_id for request in wire.requests][:2] == ["e-7", "f-0"]
+    assert (watch.ids, watch.resets) == (["e-2"], 1)
+
+
 def test_the_pause_grows_while_nobody_answers(node: Node, wire: Wire) -> None:
     url = wire.on("/down", Exchange.drop)
     watch = node.subscribe(url)
