@@ -61,7 +61,7 @@ class Link:
         """A Lua script, which Redis runs as a whole or not at all; it loads it where Redis has forgotten it."""
         return Script(self, self.client.register_script(source))
 
-    def reader(self, timeout: float) -> redis.Redis[bytes]:
+    def reader(self, timeout: float) -> redis.Redis:
         """A client of its own whose commands may block for `timeout` seconds, whatever the URL says."""
         client = self._connect(COMMAND_TIMEOUT)
         options = {"socket_timeout": timeout + COMMAND_TIMEOUT, "client_name": "pushdemo-reader"}
@@ -90,7 +90,7 @@ class Link:
         self._closed = True
         self.client.close()
 
-    def _connect(self, timeout: float) -> redis.Redis[bytes]:
+    def _connect(self, timeout: float) -> redis.Redis:
         # No retries: a message whose answer was lost on the way would be published twice. RESP2, whichever the
         # library's default: it says in which shape answers come.
         keepalive = {} if self._url.startswith("unix:") else {"socket_keepalive": True}

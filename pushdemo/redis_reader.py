@@ -91,7 +91,7 @@ class Reader:
     def _read(self, seconds: float) -> None:
         """Take over what comes within so many seconds, up to the first answer."""
         by_key = {stream.place[0].encode(): stream for stream in self._streams}
-        places = {key: stream.place[1] for key, stream in by_key.items()}
+        places: dict[Any, Any] = {key: stream.place[1] for key, stream in by_key.items()}
         # What other threads have taken over up to here is told now; what they do from here on is in the answer.
         for stream in self._streams:
             stream.tell()

@@ -23,22 +23,16 @@ async function messages(page, count) {
   return page.$$eval("#container > li", (items) => items.map((item) => item.textContent.match(/#(\d+)/)?.[1]));
 }
 
-/** How many different pictures the image has shown, of `wanted`. */
-function pictures(page, wanted) {
-  return page.evaluate(async (wanted) => {
-    const image = document.getElementById("chart");
-    const seen = new Set();
-    const end = performance.now() + 30_000;
-    while (seen.size < wanted && performance.now() < end) {
-      if (image.naturalWidth) {
-        const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
-        canvas.getContext("2d").drawImage(image, 0, 0);
-        seen.add(canvas.toDataURL());
-      }
-      await new Promise((resolve) => setTimeout(resolve, 200));
-    }
-    return seen.size;
-  }, wanted);
+/** How many different pictures are to be seen within 30 s, of `wanted`: of what is on the screen, not of the element. */
+async function pictures(page, wanted) {
+  const image = await page.waitForSelector("#chart");
+  await page.waitForFunction((image) => image.naturalWidth > 0, {}, image);
+  const seen = new Set();
+  for (const end = Date.now() + 30_000; seen.size < wanted && Date.now() < end; ) {
+    seen.add(await image.screenshot({ encoding: "base64" }));
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+  return seen.size;
 }
 
 try {

@@ -59,7 +59,7 @@ VALUE = st.recursive(
 )
 TEXTS = st.lists(TEXT, min_size=1, max_size=5)
 VALUES = st.lists(VALUE, min_size=1, max_size=5)
-unhurried = settings(deadline=None, max_examples=60)  # a noisy machine takes its time
+unhurried = settings(deadline=None, max_examples=40)  # a noisy machine takes its time
 CUTS = st.lists(st.integers(0, 2000), max_size=20)
 
 

@@ -154,7 +154,7 @@ def test_nothing_is_missed_or_repeated_over_1000_reconnects(house: Pushing, tran
         path, version = f"{address(topic)}?transport={transport}{query}", rng.choice(["1.0", "1.1"])
         client.get(path, *filter(None, [header]), version=version)
         sent += publish_some()
-        raw, cut, step = b"", rng.randrange(1500), rng.choice([1, 50, 65_536])
+        raw, cut, step = b"", rng.randrange(1500), rng.choice([100, 65_536])
         events: list[Event] = []
         while len(raw) < cut and len(got) + len(events) < sent:
             data = client.sock.recv(min(step, cut - len(raw)))
