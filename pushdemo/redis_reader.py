@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from pushdemo.redis_link import Link, RedisUnavailableError
 from pushdemo.redis_topics import Entry
