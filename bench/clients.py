@@ -1,4 +1,4 @@
-"""The load: thousands of clients in one process of its own, one thread, one epoll loop over raw sockets.
+"""The clients: thousands in one process (load.py), one thread, one epoll loop over raw sockets.
 
 It must not take the server's processor: it parses no more than it counts by. Between two looks at its sockets it naps
 for a millisecond, so that a server's send() seldom has to wake it: on a loopback that wake-up is charged to the server,
@@ -7,23 +7,17 @@ and to a slow one at every message. When something arrived is the kernel's word,
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import os
 import re
-import resource
 import select
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from statistics import quantiles
 from typing import Any
-
-import process
 
 STAMP = re.compile(rb"@(\d{19})")  # the head of every body (peers/message.py)
 SO_TIMESTAMPNS = 35  # socket(7), linux/asm-generic/socket.h: recvmsg() tells when the kernel received what it returns
@@ -33,8 +27,6 @@ NAP = 0.001
 PATIENCE = 15.0  # seconds without a new answer after which those who still wait for one are given up
 UNDER_WAY = 256  # connections that wait for their first answer at a time
 CONNECTING = 60.0  # seconds after which no more are connected
-SETTLE = 2.0  # seconds between the last client's first bytes and a window: a server may still be busy taking it in
-GRACE = 10.0  # seconds after a window that its late messages are waited for
 
 
 @dataclass(frozen=True)
@@ -258,62 +250,3 @@ def percentiles(name: str, nanoseconds: list[int]) -> dict[str, float]:
         return {}
     cuts = quantiles(nanoseconds, n=100, method="inclusive")
     return {f"{name}_p50": cuts[49] / 1e6, f"{name}_p99": cuts[98] / 1e6}
-
-
-def measure(clients: Clients) -> dict[str, float]:
-    """One window: what the server spent in it and what the clients got of it."""
-    order, server, own = clients.order, process.family(clients.order.pid), [os.getpid()]
-    clients.read(SETTLE)
-    clients.read_until_pause()
-    held, lost = len(clients.sockets), clients.lost
-    begin, received = time.monotonic_ns(), clients.received
-    before = [process.cpu_seconds(server), process.cpu_seconds(own), process.machine_seconds()]
-    clients.read(order.seconds)
-    end, received = time.monotonic_ns(), clients.received - received
-    after = [process.cpu_seconds(server), process.cpu_seconds(own), process.machine_seconds()]
-    memory, threads = process.resident_bytes(server), process.threads(server)
-    cpu, load, machine = (late - early for early, late in zip(before, after, strict=True))
-    outcome = late(clients, begin, end, held)
-    return {
-        "cpu_us": cpu / max(1, received) * 1e6,
-        "cpu": cpu / order.seconds,
-        "load": load / order.seconds,
-        "others": (machine - cpu - load) / order.seconds,
-        "memory": memory,
-        "threads": threads,
-        "lost": clients.lost - lost,
-        **outcome,
-        "rate": outcome["published"] / order.seconds,
-        "expected": outcome["published"] * held,
-    }
-
-
-def late(clients: Clients, begin: int, end: int, held: int) -> dict[str, float]:
-    """The outcome of a window once all of the `held` clients have all of it, or GRACE is over."""
-    until = time.monotonic() + GRACE
-    while True:
-        clients.read(0.5)
-        outcome = clients.outcome(begin, end)
-        if outcome["delivered"] >= outcome["published"] * held or time.monotonic() > until:
-            return outcome
-
-
-def connect(clients: Clients) -> dict[str, float]:
-    begin = time.monotonic()
-    answered = clients.hold()
-    result: dict[str, float] = {"held": len(clients.sockets), "connecting": time.monotonic() - begin}
-    if len(answered) >= 2000:
-        result |= {"first_1000": answered[999] - begin, "last_1000": answered[-1] - answered[-1001]}
-    return result
-
-
-def run(pipe: Connection, order: Order) -> None:
-    """The load process: connects, measures one window, sends its result, and reads on until it is told to end."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    gc.disable()
-    clients = {"streams": Streams, "polls": Polls}[order.kind](order)
-    pipe.send(connect(clients))
-    pipe.send(measure(clients))
-    with contextlib.suppress(EOFError):
-        while not pipe.poll():
-            clients.read(0.1)

@@ -22,11 +22,12 @@ from multiprocessing.connection import Connection
 
 import process
 import tables
-from clients import Order, percentiles, request, run
+from clients import Order, percentiles, request
 from launch import Running, running
+from load import run
 from servers import SERVERS, Server, describe
 
-QUIET, QUIET_LIMIT = 0.1, 60.0  # cores that others may use when a run begins, seconds that it waits for that
+QUIET_LIMIT = 60.0  # seconds that a run waits for the machine to be quiet
 RUN_LIMIT = 300.0  # seconds that one load may take
 PAGES, PAGES_LIMIT = 100, 20.0  # pages asked for beside the streams, seconds after which no more are
 PAGE_LIMIT = 10.0  # seconds after which a page is taken for one that took them
@@ -63,7 +64,7 @@ def main() -> None:
         if mode.name in options.mode:
             mode = with_options(mode, options)
             title = f"{mode.name}: {mode.clients:,} clients, {mode.rate:g} messages/s, {mode.seconds:g} s"
-            print(tables.table(mode.name, title, measure(mode, present, options)), flush=True)
+            print(tables.table(mode.name, title, measure(mode, present, options), judged=mode in MODES), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -96,9 +97,22 @@ def measure(mode: Mode, servers: list[Server], options: argparse.Namespace) -> t
         for server in servers:
             if server.name in samples:
                 print(f"{mode.name} {number}/{options.rounds}: {server.name}", file=sys.stderr, flush=True)
-                wait_for_quiet()
-                samples[server.name].append(one_run(server, mode, options.peers_python))
+                samples[server.name].append(quiet_run(server, mode, options.peers_python))
     return samples
+
+
+def quiet_run(server: Server, mode: Mode, python: str) -> tables.Sample | str:
+    """One run; where something else used the machine meanwhile a second one, and the quieter of the two."""
+    best: tables.Sample = {}
+    for _ in range(2):
+        wait_for_quiet()
+        run = one_run(server, mode, python)
+        if isinstance(run, str):
+            return run
+        best = min(best or run, run, key=lambda sample: sample["others"])
+        if best["others"] < tables.QUIET:
+            break
+    return best
 
 
 def wait_for_quiet() -> None:
@@ -107,7 +121,7 @@ def wait_for_quiet() -> None:
     while time.monotonic() < until:
         before = process.machine_seconds()
         time.sleep(2)
-        if (process.machine_seconds() - before) / 2 < QUIET:
+        if (process.machine_seconds() - before) / 2 < tables.QUIET:
             return
 
 
@@ -118,7 +132,7 @@ def one_run(server: Server, mode: Mode, python: str) -> tables.Sample | str:
             warm_up(started, mode.path)
             idle = process.resident_bytes(process.family(started.pid))
             order = Order(mode.kind, started.port, mode.path, mode.clients, mode.rate, mode.seconds, started.pid)
-            with load(order) as pipe:
+            with loaded(order) as pipe:
                 sample = received(pipe) | received(pipe)
                 sample["added"] = sample["memory"] - idle
                 if mode.name == "fanout" and server.page:
@@ -167,7 +181,7 @@ def page_time(port: int) -> int:
 
 
 @contextlib.contextmanager
-def load(order: Order) -> Iterator[Connection]:
+def loaded(order: Order) -> Iterator[Connection]:
     """The load process, connecting and then measuring; it ends with the block."""
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()

@@ -15,6 +15,7 @@ Cell = Callable[[Sample], str]
 
 BASE, OURS, NCHAN = "send loop", "pushdemo", "Nchan"
 MISSING = "-"
+QUIET = 0.15  # cores that the rest of the machine may use before a figure is in doubt
 
 
 def versions(known: dict[str, tuple[str, str]], peers_python: str) -> str:
@@ -26,13 +27,19 @@ def versions(known: dict[str, tuple[str, str]], peers_python: str) -> str:
     return f"{machine}\n\n{markdown(['server', 'versions'], rows)}"
 
 
-def table(mode: str, title: str, samples: Samples) -> str:
-    """One mode's table, a row a server, then our bars and the load's own use of the machine."""
+def table(mode: str, title: str, samples: Samples, judged: bool) -> str:
+    """One mode's table, a row a server, then (where `judged`) our bars, and what else used the machine."""
     rows = {name: medians([sample for sample in each if not isinstance(sample, str)]) for name, each in samples.items()}
     columns = COLUMNS[mode](rows)
     lines = [[name, *(attempt(cell, row) for cell in columns.values())] for name, row in rows.items()]
     failures = [f"- {name}: {each}" for name, all_ in samples.items() for each in all_ if isinstance(each, str)]
-    parts = [f"\n## {title}\n", markdown(["server", *columns], lines), *failures, bars(mode, rows), trust(samples)]
+    parts = [
+        f"\n## {title}\n",
+        markdown(["server", *columns], lines),
+        *failures,
+        bars(mode, rows) if judged else "",
+        trust(samples),
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -158,9 +165,11 @@ def trust(samples: Samples) -> str:
     if not good:
         return ""
     loads, others = sorted(each["load"] for each in good), sorted(each["others"] for each in good)
+    noisy = sum(each >= QUIET for each in others)
     return (
         f"\nMedians of {max(map(len, samples.values()))}. Cores used by the load: {loads[0]:.2f} to {loads[-1]:.2f};"
-        f" by anything else on the machine: {others[0]:.2f} to {others[-1]:.2f}."
+        f" by anything else on the machine: {others[0]:.2f} to {others[-1]:.2f}"
+        f" (in {noisy} of {len(others)} runs {QUIET:g} or more, which puts them in doubt)."
     )
 
 

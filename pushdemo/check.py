@@ -32,7 +32,8 @@ _STEP = 0.1  # seconds between two looks
 _REMEDIES = {
     "buffers": {
         "nginx": "proxy_buffering off;  # and no proxy_ignore_headers X-Accel-Buffering\ngzip off;",
-        "Caddy": "reverse_proxy ... {\n    flush_interval -1\n}",
+        "Caddy": "reverse_proxy ... {\n    flush_interval -1  # and no response_buffers\n}\n"
+        "@others not path PATH\nencode @others zstd gzip  # it collects what it compresses",
         "HAProxy": "option http-no-delay  # and no http-response wait-for-body",
     },
     "compresses": {
@@ -157,7 +158,7 @@ def judge(probe: Probe, heartbeat: float) -> dict[str, str]:
     if probe.encoding:
         found["compresses"] = f"Content-Encoding: {probe.encoding}"
     if probe.ended is not None and not probe.clean and probe.status in (200, 502, 504):
-        how = f"{probe.error or 'without a word from the server'}"
+        how = probe.error or "without a word from the server"
         found["cuts"] = (
             f"the response ended after {probe.ended:.1f} s, {probe.quiet():.1f} s after the last byte: {how}"
         )

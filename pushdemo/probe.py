@@ -113,6 +113,8 @@ class Probe:
                     self._listen(response)
                 else:
                     error = f"{response.status} {response.reason}"
+        except http.client.IncompleteRead:
+            pass  # the end of the response, and of no use in words
         except (OSError, ValueError, http.client.HTTPException, zlib.error) as failure:
             error = str(failure) or type(failure).__name__
         if not self._stopping:  # else it is our own end

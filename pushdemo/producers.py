@@ -39,7 +39,9 @@ class Producer:
     ) -> None:
         if inspect.iscoroutinefunction(source) or inspect.isasyncgenfunction(source):
             raise TypeError(f"the source of topic {topic.name} must be a function or a generator function, not async")
-        if interval is None and not inspect.isgeneratorfunction(source):
+        if interval is not None and interval < 0:
+            raise ValueError(f"the interval of topic {topic.name} is {interval:g}: it must be 0 seconds or more")
+        if not interval and not inspect.isgeneratorfunction(source):
             raise ValueError(f"the source of topic {topic.name} is a function: it needs an interval in seconds")
         self.topic = topic
         self.interval = interval or 0.0
@@ -72,6 +74,7 @@ class Producer:
     def stop(self) -> None:
         """The last client has gone; the thread ends when none comes in time."""
         self._left = self.topic.clock()
+        self.topic.changed.notify_all()  # the thread may wait for a value that is due in an hour
 
     def close(self) -> None:
         """The application stops."""
@@ -86,7 +89,9 @@ class Producer:
             while self._wait():
                 try:
                     values = values or self._values()
-                    self._publish(next(values))
+                    value = next(values)
+                    self._fresh = True  # before anyone hears of the value, and asks
+                    self._publish(value)
                     failures = 0
                 except StopIteration:
                     self._finish()

@@ -15,9 +15,11 @@ the report of its end.
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +43,7 @@ Application = Callable[..., Any]
 Waiting = Subscription | LongPoll | Pulled
 
 _CALLS = 1_000  # made between two polls at most: neither pages nor the pipe of the trigger wait for thousands of them
+_PAUSE = 1.0  # seconds before the next connection is accepted, where the process may open no more files
 _CONNECTION_LIMIT = 1_000  # connections between two requests; waitress's own 100 are soon those of a few open pages
 
 
@@ -64,7 +67,10 @@ class Offer:
 
     def _in_thread(self) -> Iterator[bytes]:
         if isinstance(self.client, LongPoll):
-            yield self.client.wait()
+            try:
+                yield self.client.wait()
+            finally:
+                self.client.close()  # there is middleware that forgets to close what it has iterated
             return
         if self._task.channel.server.spare_threads.acquire(blocking=False):
             try:
@@ -275,6 +281,8 @@ class Server:
         self._woken = False  # any thread; true only while the trigger has been pulled, or is about to be
         self._stopping = False  # any thread sets it, once
         self._closed = False
+        self._waking = threading.RLock()  # held over a look at the above; a signal may come meanwhile
+        self._paused: float | None = None  # until when nothing is accepted; the loop's
         self._server = create_server(app, map=self._map, **settings)
         self.hub = Hub()
         self._adj = self._server.adj
@@ -284,6 +292,7 @@ class Server:
         for listener in self._listeners:
             listener.channel_class = ParkingChannel
             listener.application = _outermost(listener.application)
+            listener.accept = partial(self._accept, listener)
             listener.hub = self.hub
             listener.call_soon = self.call_soon
             listener.spare_threads = spare_threads
@@ -301,6 +310,8 @@ class Server:
                 while self._map and not self._stopping:
                     wasyncore.poll2(0 if self._calls else self._adj.asyncore_loop_timeout, self._map)
                     self._do_calls(_CALLS)
+                    if self._paused and time.monotonic() >= self._paused:
+                        self._pause(None)
             finally:
                 self._close()
 
@@ -317,8 +328,9 @@ class Server:
             self._wake()
 
     def _wake(self) -> None:
-        if not self._closed:  # another file may have the trigger's number by now
-            self._listeners[0].pull_trigger()
+        with self._waking:
+            if not self._closed:  # another file may have the trigger's number by now
+                self._listeners[0].pull_trigger()
 
     def _do_calls(self, most: int) -> None:
         self._woken = False  # before the queue is read: what is put there from now on wakes again
@@ -327,6 +339,22 @@ class Server:
                 self._calls.popleft()()
             except Exception:
                 log.exception("the server met an error and goes on")
+
+    def _accept(self, listener: BaseWSGIServer) -> Any:
+        """As in waitress, which would try again at once, and log it, for as long as there is no file left."""
+        try:
+            return type(listener).accept(listener)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            log.error("%s: connections wait until others have gone (ulimit -n, pushdemo.max_clients)", error.strerror)
+            self._pause(time.monotonic() + _PAUSE)
+            return None
+
+    def _pause(self, until: float | None) -> None:
+        self._paused = until
+        for listener in self._listeners:
+            listener.accepting = until is None
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -347,7 +375,8 @@ class Server:
         self.hub.stop()
         self._server.task_dispatcher.shutdown(timeout=1)
         self._do_calls(len(self._calls))
-        self._closed = True
+        with self._waking:
+            self._closed = True
         for listener in self._listeners:
             for channel in list(listener.active_channels.values()):
                 channel.handle_close()  # with the files that waitress may have behind its buffers

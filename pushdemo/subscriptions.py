@@ -17,7 +17,7 @@ from pushdemo.topics import Topic
 from pushdemo.transports import Transport, longpoll
 from pushdemo.transports.longpoll import State
 
-_FIRST = 65_536  # bytes of history that the first write brings at most; the rest follows as the client reads
+_FIRST = 32_768  # bytes of history that the first write brings at most; the rest follows as the client reads
 
 _RETRY = (
     2_000  # milliseconds over which the clients of a server that goes are spread, so that the next one is not run over
@@ -113,8 +113,8 @@ class Subscription(_Client):
 
     def open(self) -> bytes:
         """Join the topic; the first bytes, with what the history has for this client."""
+        backlog = self._begin()  # first: joined, the source may be ahead of the client that starts it
         self.join()
-        backlog = self._begin()
         parts = [self.transport.preamble()]
         if self._reset:
             self._reset = False

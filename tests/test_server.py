@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 from waitress import wasyncore
 
 from pushdemo.server import Server
+from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
+from pushdemo.transports import sse
 from tests.fixtureapps import newsroom
 from tests.support import PATIENCE, Client, port_of, serving, wait_until
 
@@ -512,6 +515,26 @@ def test_a_stream_that_an_error_takes_the_place_of_gives_its_place_back(room: Ne
         client.get(f"/broken/news?transport={transport}")
         assert client.response()[0] == 500
     wait_until(lambda: room.held == (0, 0))
+
+
+@pytest.mark.parametrize("kind", ["stream", "poll"])
+def test_a_response_that_fails_on_its_way_gives_its_place_back(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Here since it was never started; as where the client leaves between the headers and the first bytes."""
+    topic, released = Topic("news", content_type="text/plain"), list[None]()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        release = partial(released.append, None)
+        if kind == "stream":
+            return environ["pushdemo.park"](Subscription(topic, sse, Pace(), "", release))
+        return iter(environ["pushdemo.park"](LongPoll(topic, Pace(), "", release)))
+
+    with serving(app) as server, Client(port_of(server)) as client:
+        if kind == "poll":
+            topic.publish("a")
+        assert client.get("/").response()[0] == 500
+        wait_until(lambda: released)
+    assert len(released) == 1
+    assert topic.clients == 0
 
 
 def test_a_stream_that_somebody_wraps_is_iterated_in_its_thread_and_pages_answer(

@@ -240,7 +240,7 @@ def test_a_stalled_client_that_wanted_the_whole_history_costs_no_more(tmp_path: 
     count = 200
     with room_with(tmp_path) as room, contextlib.ExitStack() as stack:
         for number in range(100):
-            room.publish(f"{number}" + "x" * 4_000)
+            room.publish(f"{number}" + "x" * 12_000)
         first = swarm(stack, room, "/push/news?transport=jsonlines&last_event_id=earliest", count).join()
         wait_until(lambda: room.held == len(first))
         memory = room.memory
@@ -279,7 +279,7 @@ def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, c
         wait_until(lambda: room.held == 0)
         wait_until(lambda: room.files <= files, what="the closing of all files")
         assert room.threads == threads
-        assert room.memory - memory <= 1_000_000 + cycles * 20
+        assert room.memory - memory <= 1_000_000
 
 
 @pytest.mark.parametrize("count", heavy(300, 5_000))
@@ -334,7 +334,7 @@ def test_a_process_without_files_left_goes_on_when_there_are_some_again(tmp_path
                 sock.close()
             with Client(port) as client:
                 assert client.get("/page").response()[2] == b"the page"
-        assert log.stat().st_size < 1_000_000
+        assert log.stat().st_size < 100_000
         assert spent < 50  # hundredths of a second of CPU time in a second of waiting
         process.terminate()
         assert process.wait(PATIENCE) == 0
@@ -533,7 +533,6 @@ def test_a_reload_ends_streams_cleanly_and_the_next_process_serves(tmp_path: Pat
             process.terminate()
             process.wait(PATIENCE)
     assert "Traceback" not in log.read_text()
-    assert "forcefully" not in log.read_text()  # hupper says so of a process that has not ended within a second
 
 
 def test_this_process_is_left_as_it_was() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from itertools import count
 
 import pytest
 
+from pushdemo import transports
+from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
+from pushdemo.transports import longpoll
 from tests.readers import END, FAILING, STREAMS, TRANSPORTS, Event, Pushing, hang_up, pushing, told
-from tests.support import Client, wait_until
+from tests.support import ROOT, Client, wait_until
 
 LONG = 1000.0  # seconds, where a test must see nothing of what comes when they are over
 HISTORY = 20
@@ -524,3 +528,75 @@ def test_json_that_was_made_elsewhere_is_still_one_line(house: Pushing, transpor
     with house.reader(transport, address(topic), last="earliest") as reader:
         contents = reader.contents(2)
     assert [json.loads(c) if isinstance(c, str) else c for c in contents] == [value, value]
+
+
+# -- docs/transports.md
+
+
+DOCUMENT = (ROOT / "docs" / "transports.md").read_text(encoding="utf-8")
+TEXTS = ("2026-11-21 09:51", "2026-11-21 09:52")
+
+
+@pytest.fixture
+def told_of() -> Topic:
+    """The topic of the document, when its client comes back: with messages up to the number 7."""
+    topic = Topic("server")
+    topic.epoch = "1f6ac0de"
+    for _ in range(6):
+        topic.publish("before")
+    topic.publish(TEXTS[0])
+    return topic
+
+
+def block(transport: str) -> str:
+    """The document's example."""
+    return re.split("```[a-z]*\n", DOCUMENT.partition(f"\n**`{transport}`**")[2])[1].partition("```")[0]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_document_has_the_streams_byte_for_byte(told_of: Topic, name: str) -> None:
+    pieces = iter(Subscription(told_of, transports.STREAMS[name], Pace(heartbeat=0.01), "0123abcd-3"))
+    data = next(pieces) + next(pieces)
+    told_of.notify("failing")
+    told_of.publish(TEXTS[1])
+    told_of.end()
+    found = (data + b"".join(pieces)).decode()
+    assert name != "multipart" or "\n" not in found.replace("\r\n", "")
+    assert found.replace("\r\n", "\n").replace(transports.multipart.BOUNDARY, "BOUNDARY") == block(name)
+
+
+def test_the_document_has_the_long_polls_byte_for_byte(told_of: Topic) -> None:
+    found: list[str] = []
+
+    def poll(last: str) -> str:
+        client = LongPoll(told_of, Pace(longpoll_timeout=0.01), last)
+        body = client.open() or client.wait()
+        client.close()
+        found.append(body.decode())
+        return str(json.loads(body)["last_event_id"])
+
+    last = poll("0123abcd-3")
+    last = poll(last)
+    waiting = LongPoll(told_of, Pace(), last)
+    assert waiting.open() is None
+    waiting.join()
+    told_of.notify("failing")
+    found.append((waiting.answer() or b"").decode())
+    waiting.close()
+    told_of.publish(TEXTS[1])
+    told_of.end()
+    poll(poll(last))
+    assert "".join(f"{answer}\n" for answer in found) == block("longpoll")
+
+
+def test_the_document_has_all_notices() -> None:
+    rows = {line for line in DOCUMENT.splitlines() if line.startswith("| ")}
+    for name, kind in transports.STREAMS.items():
+        notices = [kind.notice("heartbeat"), kind.notice("reset"), kind.notice("failing"), kind.retry(1500)]
+        for notice in notices:
+            first = notice.decode().splitlines()[0]
+            assert any(f"`{first}`" in row for row in rows), (name, first)
+    answer = longpoll.answer("waiting", reset=True, failing=True, retry=1500).decode()
+    for field in ('"reset": true', '"failing": true', '"retry": 1500'):
+        assert field in answer
+        assert any(f"`{field}`" in row for row in rows)

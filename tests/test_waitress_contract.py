@@ -200,6 +200,21 @@ def test_a_pulled_trigger_wakes_the_loop_from_any_thread() -> None:
         assert time.monotonic() - start < PATIENCE / 2
 
 
+def test_a_listener_that_does_not_accept_is_not_polled() -> None:
+    with served() as it:
+        it.server.accepting = False
+        assert not it.server.readable()
+        assert not it.server.writable()
+
+
+def test_an_accept_that_finds_nobody_is_passed_over() -> None:
+    with served() as it, socket.create_connection(it.server.socket.getsockname()):
+        channels = len(it.server.active_channels)
+        it.server.accept = lambda: None
+        it.turn()
+        assert len(it.server.active_channels) == channels
+
+
 def test_a_listener_closes_without_its_trigger() -> None:
     with served() as it:
         files = len(it.map)
