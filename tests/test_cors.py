@@ -52,12 +52,23 @@ def ask(
         return client.head()
 
 
+def ask_again(house: Pushing, origin: str, query: str) -> tuple[int, dict[str, str]]:
+    """The same, once the one place is free: the client before may not have been missed yet."""
+
+    def answer() -> tuple[int, dict[str, str]] | None:
+        found = ask(house, origin, query)
+        return found if found[0] != 503 else None
+
+    found: tuple[int, dict[str, str]] = wait_until(answer, what="the place of the client before")
+    return found
+
+
 def cors(headers: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.startswith("access-control-")}
 
 
 def test_no_other_origin_may_read_unless_told(none: Pushing, transport: str) -> None:
-    status, headers = ask(none, ORIGIN, f"?transport={transport}")
+    status, headers = ask_again(none, ORIGIN, f"?transport={transport}")
     assert status == 200
     assert cors(headers) == {}
     assert headers["vary"] == "Accept"
@@ -65,7 +76,7 @@ def test_no_other_origin_may_read_unless_told(none: Pushing, transport: str) -> 
 
 def test_an_origin_of_the_list_may_read(some: Pushing, transport: str) -> None:
     for origin in (ORIGIN, "http://127.0.0.1:8000"):
-        status, headers = ask(some, origin, f"?transport={transport}")
+        status, headers = ask_again(some, origin, f"?transport={transport}")
         assert status == 200
         assert cors(headers) == {
             "access-control-allow-origin": origin,

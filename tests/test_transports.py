@@ -290,7 +290,6 @@ def test_a_source_that_has_never_made_anything_is_told_to_fail(house: Pushing, n
     news.notify("failing")
     with house.reader(transport, address(news)) as reader:
         assert reader.take(1) == [FAILING]
-        reader.start() if transport == "longpoll" else None
         publish(news, 1)
         assert reader.take(1) == numbered(news, 1)
 
