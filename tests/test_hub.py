@@ -610,6 +610,32 @@ def test_a_poll_that_is_let_go_as_the_first_message_comes_asks_for_it_the_next_t
     assert f'"last_event_id": "{topic.epoch}-0"' in answer
 
 
+class Passing(Topic):
+    """A topic of which more messages come than it keeps, right when a poll is let go."""
+
+    armed = False
+
+    def id_at(self, position: int) -> str:
+        if self.armed:
+            self.armed = False
+            for text in "bcd":
+                self.publish(text)
+        return super().id_at(position)
+
+
+def test_a_poll_that_is_let_go_as_messages_pass_it_by_is_told_the_next_time(house: House) -> None:
+    topic = Passing("news", content_type="text/plain", history=2)
+    last = topic.publish("a").id
+    client, _ = house.poll(topic, last_event_id=last)
+    topic.armed = True
+    house.pass_time(PACE.longpoll_timeout + 1)
+    answer = json.loads(read(client, ">")[1:-1])
+    assert answer["state"] == "waiting"
+    body = LongPoll(topic, PACE, answer["last_event_id"]).open()
+    assert body
+    assert json.loads(body)["reset"]
+
+
 # -- the end
 
 
@@ -701,6 +727,8 @@ class Flood(Topic):
 def test_a_flood_of_messages_leaves_the_hub_time_for_others(house: House) -> None:
     flooded = Flood("news", content_type="text/plain")
     house.stream(flooded)
+    flooded.publish("the first of many")
+    wait_until(lambda: flooded.head > 1_000)
     topic = news()
     client = house.stream(topic)
     topic.publish("a")

@@ -20,6 +20,10 @@ from wsgiref.validate import validator
 import pytest
 import waitress.server
 
+from pushdemo.messages import Message
+from pushdemo.subscriptions import Pace, Subscription
+from pushdemo.topics import Topic
+from pushdemo.transports import jsonlines
 from tests.fixtureapps import newsroom
 from tests.support import PATIENCE, ROOT, Client, wait_until
 
@@ -120,10 +124,12 @@ def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_held(port: int) -> Iterator[None]:
+def _nobody_is_held(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test leaves the server as it was: a client that left is noticed at the next heartbeat."""
     yield
-    wait_until(lambda: held(port)["news"] == 0, what="the end of the last client")
+    if "port" in request.fixturenames:
+        port = request.getfixturevalue("port")
+        wait_until(lambda: held(port)["news"] == 0, what="the end of the last client")
 
 
 def fetch(port: int, path: str, body: bytes | None = None) -> bytes:
@@ -242,3 +248,25 @@ def test_a_stream_that_an_error_takes_the_place_of_leaves_no_client_behind(port:
             assert client.get(f"/broken/news?transport={transport}").head()[0] == 500
     with streams(port, *["sse"] * MAX_THREADS) as opened:
         assert [stream.status for stream in opened] == [200] * MAX_THREADS
+
+
+class LastWord(Topic):
+    """A topic whose publisher says its last word, and ends it, right behind a look that has found nothing new."""
+
+    due = False
+
+    def following(self, position: int) -> tuple[Message | None, bool]:
+        found = super().following(position)
+        if found[0] is None and self.due and not self.ended:
+            self.publish("last")
+            self.end()
+        return found
+
+
+def test_a_message_right_before_the_end_is_not_lost() -> None:
+    topic = LastWord("news", content_type="text/plain")
+    stream = iter(Subscription(topic, jsonlines, Pace()))
+    next(stream)
+    topic.due = True
+    lines = map(json.loads, b"".join(stream).splitlines())
+    assert [line.get("content") or line["state"] for line in lines] == ["last", "done"]

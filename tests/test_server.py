@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from waitress import wasyncore
 
-from pushdemo.server import Server
+from pushdemo.server import ParkingChannel, ParkingTask, Server
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
 from pushdemo.transports import sse
@@ -328,6 +328,7 @@ def test_a_response_that_is_still_under_way_does_not_wait_for_the_poll_behind_it
         assert client.exactly(size) == b"x" * size
         room.news.publish("a")
         assert messages(client.response()[2]) == ["a"]
+        assert client.get("/page").response()[2] == b"the page"
 
 
 @pytest.mark.filterwarnings("ignore:send_bytes")
@@ -630,6 +631,24 @@ def test_a_stopped_server_leaves_nothing_behind() -> None:
     assert set(os.listdir("/proc/self/fd")) <= files
     room.news.publish("a")
     assert room.news._listeners == ()
+
+
+def test_clients_that_are_gone_leave_nothing_behind() -> None:
+    with newsroom_on(threads=2) as room:
+        with ExitStack() as stack:
+            for transport in STREAMS * 3:
+                room.stream(stack.enter_context(room.client()), transport)
+            for _ in range(9):
+                room.poll(stack.enter_context(room.client()))
+            room.news.publish("a")
+        wait_until(lambda: room.held == (0, 0))
+
+        def left(*kinds: type) -> int:
+            gc.collect()  # Pyramid's requests refer to themselves
+            return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+        wait_until(lambda: left(ParkingTask, Subscription, LongPoll) == 0)
+        assert left(ParkingChannel) <= 2  # waitress's threads each remember the last
 
 
 def test_nothing_is_logged_about_clients_that_come_and_go(room: Newsroom, caplog: pytest.LogCaptureFixture) -> None:
