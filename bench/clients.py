@@ -89,8 +89,7 @@ class Clients:
             except OSError:
                 data = b""
             if data:
-                seconds, nanoseconds = TIMESPEC.unpack(stamps[0][2])
-                yield fd, data, seconds * 1_000_000_000 + nanoseconds - self.ahead
+                yield fd, data, arrived(stamps) - self.ahead
             else:
                 self.drop(fd)
 
@@ -237,6 +236,14 @@ class Polls(Clients):
             **percentiles("spread", [self.arrived[stamp][1] - self.arrived[stamp][0] for stamp in stamps]),
             **percentiles("last", [self.arrived[stamp][1] - stamp for stamp in stamps]),
         }
+
+
+def arrived(stamps: list[tuple[int, int, bytes]]) -> int:
+    """The kernel's time (ns) of what has come; it stamps nothing yet for a moment after the first socket asks it to."""
+    if not stamps:
+        return time.time_ns()
+    seconds, nanoseconds = TIMESPEC.unpack(stamps[0][2])
+    return int(seconds * 1_000_000_000 + nanoseconds)
 
 
 def request(path: str) -> bytes:

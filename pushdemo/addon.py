@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Any
 
 from pyramid.config import Configurator
 from pyramid.events import ApplicationCreated
+from pyramid.httpexceptions import HTTPServiceUnavailable
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
@@ -25,13 +27,14 @@ from pushdemo.cache import Caches, UnknownFunctionError
 from pushdemo.catalogue import Topics
 from pushdemo.generators import Sessions
 from pushdemo.messages import Message
-from pushdemo.responses import Clients, push
+from pushdemo.responses import RETRY_AFTER, Clients, push
 from pushdemo.settings import Settings, SettingsError
 from pushdemo.topics import Topic
 
 log = logging.getLogger("pushdemo")
 
 _OTHER_FILES = 200  # open files that are no parked clients: listening sockets, connections between two requests, logs
+_SERVING = ("pyramid.scripts.pserve", "gunicorn.app.base", "waitress.runner", "uwsgi", "mod_wsgi")  # modules
 
 
 def includeme(config: Configurator) -> None:
@@ -112,11 +115,16 @@ def add_topic(
 def publish(request: Request, name: str, value: Any) -> Message:
     """Request method: add a message with `value` to the topic `name`; KeyError where there is none.
 
-    What `value` may be is the topic's content type's to say: see `pushdemo.topics.Topic.publish`. Raises
-    ConnectionError where topics are shared at a Redis that cannot take the message now.
+    What `value` may be is the topic's content type's to say: see `pushdemo.topics.Topic.publish`, which works in any
+    thread. Raises HTTPServiceUnavailable, with Retry-After, where topics are shared at a Redis that cannot take the
+    message now; `Topic.publish` raises its ConnectionError.
     """
     topic: Topic = request.registry["pushdemo.topics"][name]
-    return topic.publish(value)
+    try:
+        return topic.publish(value)
+    except ConnectionError as error:  # it is in the log, where Redis is no secret
+        reason = f"nothing can be published to {name} at this moment"
+        raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)}) from error
 
 
 def memorized(request: Request) -> Caches:
@@ -137,21 +145,30 @@ def caches_tween(handler: Callable[[Request], Response], registry: Registry) -> 
 
 
 def parking_tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:
-    """Tween: one warning if the server cannot park, which is not known before it hands over the first request."""
+    """Tween: one warning if the server cannot park: at start, or else with the first request that it hands over."""
+    if _server_is_another():
+        _warn_of_threads(registry)
+        return handler
     first = [True]  # any thread empties it; of several at once, `pop` lets one succeed
 
     def tween(request: Request) -> Response:
         if first:
             with suppress(IndexError):
                 first.pop()
-                _check_parking(request, registry)
+                if "pushdemo.park" not in request.environ:
+                    _warn_of_threads(registry)
         return handler(request)
 
     return tween
 
 
-def _check_parking(request: Request, registry: Registry) -> None:
-    if "pushdemo.park" not in request.environ and registry["pushdemo.topics"]:
+def _server_is_another() -> bool:
+    """Whether a program that serves makes the application, and has not loaded our server: pserve does so first."""
+    return "pushdemo.server" not in sys.modules and any(program in sys.modules for program in _SERVING)
+
+
+def _warn_of_threads(registry: Registry) -> None:
+    if registry["pushdemo.topics"]:
         log.warning(
             "the server of this application cannot park responses: each waiting client holds a thread of it, and no "
             "more than %d may (pushdemo.max_threads). With `use = egg:pushdemo` in the ini's [server:main], which is "

@@ -84,7 +84,7 @@ class Pull:
         if self.rest and now - self.progress >= pace.stall_timeout:
             self.body.tally.closed_stalled()
             self.drop()
-        elif self.busy and now - self.progress >= pace.heartbeat:
+        elif self.busy and not self.rest and now - self.progress >= pace.heartbeat:
             self._send(self.frame(self.body.transport.notice("heartbeat")))
 
     def finish(self) -> None:

@@ -28,7 +28,7 @@ from pushdemo.topics import Topic
 from pushdemo.transports import KINDS, STREAMS, Kind
 
 ALLOWED = "GET, HEAD, OPTIONS"
-RETRY_AFTER = 5  # seconds, where there is no place: long enough for some client to have left
+RETRY_AFTER = 5  # seconds, where there is no place, or no Redis: long enough for some client to have left
 
 # No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
 HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}

@@ -69,7 +69,7 @@ def _picture(machine: load.Load, width: int) -> str:
 def _add_status(config: Configurator) -> None:
     """What an operator looks at. Its figures must not keep the registry, whose end is the application's."""
     registry = config.registry
-    parts = (registry[f"pushdemo.{part}"] for part in ("topics", "clients", "generators", "caches"))
+    parts = (registry[f"pushdemo.{part}"] for part in ("backend", "topics", "clients", "generators", "caches"))
     report = registry["pushdemo.status"] = own.Status(*parts)
     registry["pushdemo.prometheus"] = prometheus_registry(report)
     config.add_topic("status", report.report, interval=own.INTERVAL, content_type="application/json", shared=False)

@@ -299,8 +299,9 @@ def test_an_application_without_topics_has_nothing_to_lose(caplog: pytest.LogCap
     assert warnings(caplog) == []
 
 
-def test_the_warning_is_in_the_log_of_plain_waitress(tmp_path: Path) -> None:
+def test_the_log_of_plain_waitress_begins_with_the_warning(tmp_path: Path) -> None:
     with pserve(tmp_path, {}, {"use": "egg:waitress"}) as running:
+        assert running.log.count(WARNING) == 1
         for _ in range(2):
             with Client(running.port) as client:
                 assert client.get("/").response()[0] == 200

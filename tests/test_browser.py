@@ -22,10 +22,17 @@ DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
 
 
 @pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     with chromium() as driver:
         yield driver
-        driver.get("about:blank")
+
+
+@pytest.fixture
+def chrome(browser: Any) -> Any:
+    """The browser, rid of the page of the test before, which asks for its server for ever, and of its complaints."""
+    browser.get("about:blank")
+    console(browser)
+    return browser
 
 
 @pytest.fixture
@@ -69,7 +76,6 @@ def console(driver: Any) -> list[str]:
 
 def test_messages_appear_newest_first_and_the_console_is_silent(chrome: Any, tmp_path: Path) -> None:
     with pserve(tmp_path, {"pushdemo.interval": 0.2}) as running:
-        console(chrome)
         page = Page(chrome, running)
         page.wait(lambda page: len(page.texts()) >= 4, "four messages")
         assert page.state() == "live"
@@ -96,12 +102,10 @@ def test_one_more_message_appears_after_a_restart(chrome: Any, tmp_path: Path) -
     with pserve(tmp_path, {"pushdemo.interval": 1000}, port=running.port):
         page.wait(lambda page: page.state() == "live", "the connection")
         page.wait(lambda page: len(page.numbers()) == 2, "the message of the new server")
-    console(chrome)
 
 
 @pytest.mark.parametrize("transport", ["multipart", "sse", "jsonlines", "longpoll"])
 def test_no_message_is_executed(chrome: Any, attack: Pserve, transport: str) -> None:
-    console(chrome)
     page = Page(chrome, attack)
     chrome.execute_script(f"document.querySelector('input[value={transport}]').click()")
     page.wait(lambda page: page.state() == "live", "the connection")
@@ -123,7 +127,6 @@ def test_the_list_is_bounded(chrome: Any, attack: Pserve) -> None:
 
 def test_primes_appear_when_asked_for(chrome: Any, tmp_path: Path) -> None:
     with pserve(tmp_path) as running:
-        console(chrome)
         chrome.get(running.url + "/primes")
         chrome.find_element(By.ID, "toggle").click()
         numbers = "return [...document.querySelectorAll('#numbers li')].map(e => e.textContent)"

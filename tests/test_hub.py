@@ -16,6 +16,7 @@ import pytest
 
 from pushdemo.hub import Hub
 from pushdemo.messages import Message
+from pushdemo.metrics import Counters
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
 from pushdemo.transports import jsonlines, multipart, sse
@@ -453,6 +454,89 @@ def test_a_client_that_has_left_is_forgotten_without_a_collection(house: House) 
     finally:
         gc.enable()
     assert house.released == ["client"]
+
+
+# -- clients that pull
+
+
+class Slow:
+    """A body whose next bytes take their time; its heartbeats are longer than a small socket takes at once."""
+
+    pace = PACE
+    name = "slow"
+    heartbeat = b"h" * 300_000 + b"\n"
+
+    def __init__(self) -> None:
+        self.transport: Any = self
+        self.tally: Any = Counters().tally("news", "slow")
+        self.asked, self.due, self.closed = threading.Event(), threading.Event(), list[None]()
+        self.items = [b"item\n", None]
+
+    def notice(self, kind: str) -> bytes:
+        assert kind == "heartbeat"
+        return self.heartbeat
+
+    def retry(self, milliseconds: int) -> bytes:
+        return b"retry\n"
+
+    def open(self) -> bytes:
+        return b"open\n"
+
+    def pull(self) -> bytes | None:
+        self.asked.set()
+        assert self.due.wait(PATIENCE)
+        return self.items.pop(0)
+
+    def close(self) -> None:
+        self.closed.append(None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError("it is parked")
+
+
+def in_a_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function).start()
+
+
+def test_a_client_that_pulls_and_does_not_read_gets_whole_heartbeats(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=body.open(), run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    for _ in range(2):
+        house.pass_time(PACE.heartbeat + 1)
+    body.due.set()
+    found = b"".join(iter(lambda: theirs.recv(65_536), b""))
+    assert found == b"open\n" + body.heartbeat + b"item\n"
+    wait_until(lambda: body.closed)
+    assert len(body.closed) == 1
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(house: House, chunked: bool) -> None:
+    ours, theirs = house.pair()
+    body = Slow()
+    house.hub.pull(ours, body, chunked=chunked, unsent=b"", run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    house.hub.stop()
+    assert rest(theirs) == ("6\r\nretry\n\r\n0\r\n\r\n" if chunked else "retry\n")
+    assert not body.closed  # it still runs
+    body.due.set()
+    wait_until(lambda: body.closed)
+    assert len(body.closed) == 1
+
+
+def test_who_leaves_while_the_next_bytes_are_made_is_noticed_and_closed_when_they_are(house: House) -> None:
+    ours, theirs = house.pair()
+    body = Slow()
+    house.hub.pull(ours, body, chunked=True, unsent=b"", run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    theirs.close()
+    wait_until(lambda: ours.fileno() < 0, timeout=1.0)
+    body.due.set()
+    wait_until(lambda: body.closed)
+    house.settle()
+    assert len(body.closed) == 1
 
 
 # -- long polls

@@ -38,7 +38,7 @@ class Threaded(ThreadingMixIn, WSGIServer):
     failures: list[BaseException | None]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        self.failures.append(sys.exception() if sys.version_info >= (3, 11) else sys.exc_info()[1])
+        self.failures.append(sys.exception())
 
 
 class Silent(WSGIRequestHandler):
@@ -106,7 +106,9 @@ def on_gunicorn(tmp_path: Path) -> Iterator[int]:
             return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", path.read_text())
 
         try:
-            yield int(wait_until(address, what="gunicorn's address")[1])
+            port = int(wait_until(address, what="gunicorn's address")[1])
+            wait_until(lambda: "cannot park responses" in path.read_text(), what="the warning, before any request")
+            yield port
         finally:
             process.terminate()
             process.wait(PATIENCE)

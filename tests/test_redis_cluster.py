@@ -213,6 +213,24 @@ def test_another_node_takes_over_within_3_seconds(cluster: Cluster) -> None:
     assert silence < 3
 
 
+def test_every_client_is_told_again_within_5_seconds_of_redis_return(cluster: Cluster) -> None:
+    """Long enough away that every node has met the trouble more than once, and pauses between its attempts."""
+    cluster.redis.kill()
+    for port in (node.port for node in cluster.nodes):
+        wait_until(lambda port=port: get(port, "/health/ready")[0] == 503, what="the trouble")  # type: ignore[misc]
+    wait_until(lambda: time.monotonic() - max(each.came[-1] for each in cluster.followers) > 3, what="a long silence")
+    before = [follower.messages for follower in cluster.followers]
+    cluster.redis.start()
+    returned = time.monotonic()
+    for follower in cluster.followers:
+        follower.grow(10)
+    cluster.stop()
+    for follower, told in zip(cluster.followers, before, strict=True):
+        messages = [at for event, at in zip(follower.events, follower.came, strict=True) if event.kind == "message"]
+        assert messages[told] - returned < 5
+        follower.check(resets=False)
+
+
 def test_the_value_is_computed_once_for_all_nodes(cluster: Cluster) -> None:
     """The demo's messages are memorized for 15 s: on every node the same text, whichever made it first."""
     for follower in cluster.followers:
@@ -237,6 +255,11 @@ def test_health_tells_of_redis_and_pages_go_on(tmp_path: Path) -> None:
             assert status == 503
             assert b"Redis is not reachable" in body
             assert b"swordfish" not in body
+            page = get(node.port, "/status")[1]
+            assert b"shares with others cannot be reached" in page
+            assert b'id="trouble" role="status">' in page, "it is not hidden"
+            assert b"swordfish" not in page
+            assert b"\npushdemo_ready 0.0\n" in get(node.port, "/metrics")[1]
             assert get(node.port, "/")[0] == 200
             assert node.log.count("is not reachable") == 1
             assert "swordfish" not in node.log
@@ -249,6 +272,7 @@ def test_health_tells_of_redis_and_pages_go_on(tmp_path: Path) -> None:
 def test_without_redis_a_node_is_ready(tmp_path: Path) -> None:
     with pserve(tmp_path) as node:
         assert get(node.port, "/health/ready") == (200, b'{"ready": true}')
+        assert b"\npushdemo_ready 1.0\n" in get(node.port, "/metrics")[1]
 
 
 def test_a_session_of_another_node_is_410(tmp_path: Path) -> None:

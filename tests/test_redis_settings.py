@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from pyramid.config import Configurator
+from webtest import TestApp
 
 from pushdemo.backends import InProcess
 from pushdemo.producers import Producer
 from pushdemo.settings import Settings, SettingsError
 from pushdemo.topics import Topic
-from tests.redis_support import RedisBackend, RedisTopic
+from tests.redis_support import RedisBackend, RedisTopic, free_port
 
 
 def application(url: str) -> Any:
@@ -65,6 +66,22 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
     assert refused("redis://localhost") == 'pushdemo.redis_url needs the redis package: pip install "pushdemo[redis]"'
+
+
+def test_publishing_without_redis_is_a_503_that_says_when_to_try_again() -> None:
+    port = free_port()
+    with Configurator(settings={"pushdemo.redis_url": f"redis://127.0.0.1:{port}"}) as config:
+        config.include("pushdemo")
+        config.add_topic("news")
+        config.add_route("publish", "/publish")
+        config.add_view(lambda request: request.publish("news", "lost"), route_name="publish")
+        app = config.make_wsgi_app()
+    response = TestApp(app).post("/publish", status=503)
+    assert response.headers["Retry-After"] == "5"
+    assert "nothing can be published to news" in response.text
+    assert str(port) not in response.text
+    app.registry["pushdemo.topics"].close()
+    app.registry["pushdemo.backend"].close()
 
 
 def test_a_password_is_not_in_what_is_shown_of_the_settings() -> None:

@@ -93,6 +93,7 @@ def test_the_page_shows_the_reports_figures_without_a_script(app: TestApp) -> No
     assert ["topic", "400", "1"] in rows
     assert any(row[:2] == ["server", "longpoll"] for row in rows)
     assert "None has been called" in page
+    assert re.search(r'id="trouble"[^>]* hidden>', page)
 
 
 def test_rates_are_of_the_last_seconds(demo: Router) -> None:
@@ -100,7 +101,8 @@ def test_rates_are_of_the_last_seconds(demo: Router) -> None:
     clients = registry["pushdemo.clients"]
     now = [clients.counters.started]
     clients.counters.clock = lambda: now[0]
-    status = Status(registry["pushdemo.topics"], clients, registry["pushdemo.generators"], registry["pushdemo.caches"])
+    parts = (registry[f"pushdemo.{part}"] for part in ("backend", "topics", "clients", "generators", "caches"))
+    status = Status(*parts)
     tally = clients.counters.tally("news", "sse")
     tally.wrote(1_000, messages=10)
     now[0] += 10

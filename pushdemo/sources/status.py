@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from typing import Any, NamedTuple
 
+from pushdemo.backends import Backend
 from pushdemo.caches import Caches
 from pushdemo.catalogue import Topics
 from pushdemo.generators import Sessions
@@ -28,7 +29,8 @@ class Reading(NamedTuple):
 class Status:
     """What the counters of the parts of one application say."""
 
-    def __init__(self, topics: Topics, clients: Clients, sessions: Sessions, caches: Caches) -> None:
+    def __init__(self, backend: Backend, topics: Topics, clients: Clients, sessions: Sessions, caches: Caches) -> None:
+        self.backend = backend
         self.topics = topics
         self.clients = clients
         self.sessions = sessions
@@ -50,6 +52,7 @@ class Status:
         return {
             "uptime": round(now.time - counters.started, 1),
             "rates_over": round(seconds, 1),
+            "trouble": self.backend.trouble,
             "total": self._total(streams),
             "streams": streams,
             "topics": [_described(self.topics[name]) for name in self.topics],

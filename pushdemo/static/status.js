@@ -11,6 +11,7 @@ function show({ content: report }) {
   for (const figure of document.querySelectorAll("[data-figure]")) {
     figure.textContent = textOf(figure.dataset.figure.split(".").reduce((value, name) => value[name], report));
   }
+  byId("trouble").hidden = !report.trouble;
   for (const table of document.querySelectorAll("table[data-rows]")) fill(table, report[table.dataset.rows]);
 }
 
