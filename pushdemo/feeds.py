@@ -15,6 +15,7 @@ from pushdemo import transports
 from pushdemo.framing import Frame, ending
 from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.messages import Message
+from pushdemo.sending import FAILED, send_each
 from pushdemo.subscriptions import Subscription, retry_hint
 from pushdemo.topics import Topic
 
@@ -118,7 +119,8 @@ class Group:
         self.pace = subscription.pace
         self.tally = subscription.tally
         self.frame = frame
-        self.current: dict[Stream, None] = {}  # those that have everything up to the feed's position
+        # Those that have everything up to the feed's position, and their sockets.
+        self.current: dict[Stream, socket.socket] = {}
         self.behind: dict[Stream, None] = {}  # those whose sockets are full
         self.written = feed.hub.clock()  # when `current` was last written to
 
@@ -131,32 +133,14 @@ class Group:
         return self.frame(transports.encode(self.transport, message))
 
     def write(self, data: bytes, message: Message | None = None, reset: bool = False) -> None:
-        """Write `data`, an entry or what keeps the stream alive, to all that are current.
-
-        The loop is what everything costs: keep it bare.
-        """
+        """Write `data`, an entry or what keeps the stream alive, to all that are current."""
         size = len(data)
-        clients = len(self.current)
-        stuck: list[tuple[Stream, int]] = []
-        for client in self.current:
-            try:
-                sent = client.sock.send(data)
-            except BlockingIOError:
-                stuck.append((client, 0))
-            except OSError:
-                stuck.append((client, -1))
-            else:
-                if sent != size:
-                    stuck.append((client, sent))
+        taken = send_each(self.current.values(), data)
         self.written = self.feed.hub.clock()
-        for client, sent in stuck:
-            if sent < 0:
-                clients -= 1
-                client.drop()
-            else:
-                client.go_on_alone()
-                client.rest = memoryview(data)[sent:]
-                client.fall_behind()
+        clients = len(taken)
+        if taken.count(size) < clients:
+            stuck = [(client, sent) for client, sent in zip(self.current, taken, strict=True) if sent != size]
+            clients -= sum(not client.keep(data, sent) for client, sent in stuck)
         self.count(size, clients, message, reset)
 
     def count(self, size: int, clients: int, message: Message | None, reset: bool) -> None:
@@ -208,7 +192,7 @@ class Stream:
                     del group.behind[self]
                     group.tally.caught_up(subscription)
                     feed.hub.selector.modify(self.sock, READ, self)
-                group.current[self] = None
+                group.current[self] = self.sock
                 return
 
     def _send_rest(self) -> bool:
@@ -232,6 +216,22 @@ class Stream:
         if self.last:
             self.drop()
         return not self.last
+
+    def keep(self, data: bytes, sent: int) -> bool:
+        """Keep what the socket has not taken of `data`; whether the client is still there."""
+        try:
+            if sent == FAILED:
+                sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.drop()
+            return False
+        if sent < len(data):
+            self.go_on_alone()
+            self.rest = memoryview(data)[sent:]
+            self.fall_behind()
+        return True
 
     def go_on_alone(self) -> None:
         """Leave those that are current, at the feed's position."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pushdemo.feeds import Feed
 from pushdemo.holding import READ, WRITE
+from pushdemo.sending import send
 from pushdemo.subscriptions import LongPoll, retry_hint
 
 
@@ -96,7 +97,7 @@ class Poll:
         self.poll.close()  # first: who has the answer asks again, and needs the place
         data = b"".join((self.unsent, self.reply.response(body)))
         try:
-            sent = self.sock.send(data)
+            sent = send(self.sock, data)
         except BlockingIOError:
             sent = 0
         except OSError:
