@@ -29,7 +29,7 @@ from pathlib import Path
 import process
 import tables
 from clients import Order
-from fanout import load, received, wait_for_quiet
+from fanout import loaded, received, wait_for_quiet
 from launch import end, free_port
 from servers import BENCH
 
@@ -141,7 +141,7 @@ def fan_out(options: argparse.Namespace, nodes: int, clients: int, *, shared: bo
         ]
         pipes = []
         for order in orders:
-            pipes.append(loads.enter_context(load(order)))
+            pipes.append(loads.enter_context(loaded(order)))
             received(pipes[-1])  # connected; each begins to measure at once
         before = process.cpu_seconds([redis]) if redis else 0.0
         samples = [received(pipe) for pipe in pipes]

@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import Any
 
 from pyramid.config import Configurator
-from pyramid.events import ApplicationCreated
 from pyramid.httpexceptions import HTTPServiceUnavailable
 from pyramid.registry import Registry
 from pyramid.request import Request
@@ -34,6 +33,7 @@ from pushdemo.topics import Topic
 log = logging.getLogger("pushdemo")
 
 _OTHER_FILES = 200  # open files that are no parked clients: listening sockets, connections between two requests, logs
+_CLOSING = 1.0  # seconds that generators have for their last step and their `finally`, when the application stops
 _SERVING = ("pyramid.scripts.pserve", "gunicorn.app.base", "waitress.runner", "uwsgi", "mod_wsgi")  # modules
 
 
@@ -63,14 +63,11 @@ def includeme(config: Configurator) -> None:
     )
     # When the application goes: with its registry, or with the process.
     weakref.finalize(registry, _close, topics, sessions, backend)
-    config.add_subscriber(lambda _: backend.start(topics.values()), ApplicationCreated)
-    config.add_subscriber(_check_functions, ApplicationCreated)
     config.add_directive("add_topic", add_topic)
     config.add_request_method(push)
     config.add_request_method(publish)
-    config.add_request_method(memorized, property=True)
-    config.add_tween("pushdemo.addon.caches_tween")
-    config.add_tween("pushdemo.addon.parking_tween")
+    config.add_request_method(Memorized(), "memorized")
+    config.add_tween("pushdemo.addon.tween")
     _check_open_files(settings.max_clients)
 
 
@@ -127,43 +124,49 @@ def publish(request: Request, name: str, value: Any) -> Message:
         raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)}) from error
 
 
-def memorized(request: Request) -> Caches:
-    """Request property: the application's memorized values, to look at with `info()`, to forget with `clear(name)`."""
-    caches: Caches = request.registry["pushdemo.caches"]
-    return caches
+class Memorized:
+    """Request attribute: the application's memorized values, to look at with `info()`, to forget with `clear(name)`.
+
+    Pyramid binds it as it binds a request method. For a property it would make a class, anew for each request, which
+    takes a sixth of all the time that a small view does.
+    """
+
+    def __get__(self, request: Request, owner: type) -> Caches:
+        caches: Caches = request.registry["pushdemo.caches"]
+        return caches
 
 
-def caches_tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:
-    """Tween: memorized functions that a request calls use this application's cache and durations."""
+def tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:
+    """Tween: memorized functions that a request calls use this application's cache and durations.
+
+    It is made when the application is, and so all that waits for the end of the configuration begins here: a subscriber
+    to ApplicationCreated would have Pyramid look for subscribers four times in each request.
+    """
+    _check_functions(registry)
+    registry["pushdemo.backend"].start(registry["pushdemo.topics"].values())
+    known = _server_is_another()
+    if known:
+        _warn_of_threads(registry)
+    unknown = [] if known else [True]  # any thread empties it; of several at once, `pop` lets one succeed
     active = registry["pushdemo.caches"].active
 
-    def tween(request: Request) -> Response:
+    def with_caches(request: Request) -> Response:
+        if unknown:
+            with suppress(IndexError):
+                unknown.pop()
+                if "pushdemo.park" not in request.environ:
+                    _warn_of_threads(registry)
         with active():
             return handler(request)
 
-    return tween
-
-
-def parking_tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:
-    """Tween: one warning if the server cannot park: at start, or else with the first request that it hands over."""
-    if _server_is_another():
-        _warn_of_threads(registry)
-        return handler
-    first = [True]  # any thread empties it; of several at once, `pop` lets one succeed
-
-    def tween(request: Request) -> Response:
-        if first:
-            with suppress(IndexError):
-                first.pop()
-                if "pushdemo.park" not in request.environ:
-                    _warn_of_threads(registry)
-        return handler(request)
-
-    return tween
+    return with_caches
 
 
 def _server_is_another() -> bool:
-    """Whether a program that serves makes the application, and has not loaded our server: pserve does so first."""
+    """Whether a program that serves makes the application, and has not loaded our server: pserve does so first.
+
+    Of other programs it is not known before the first request.
+    """
     return "pushdemo.server" not in sys.modules and any(program in sys.modules for program in _SERVING)
 
 
@@ -178,10 +181,10 @@ def _warn_of_threads(registry: Registry) -> None:
         )
 
 
-def _check_functions(event: ApplicationCreated) -> None:
+def _check_functions(registry: Registry) -> None:
     """All modules are imported now: what the ini says of one function must be said of one that there is."""
     try:
-        event.app.registry["pushdemo.caches"].check()
+        registry["pushdemo.caches"].check()
     except UnknownFunctionError as error:
         raise SettingsError(f"pushdemo.memorize.<name>.duration: {error}") from None
 
@@ -203,7 +206,7 @@ def _backend(settings: Settings) -> Backend:
 
 def _close(topics: Topics, sessions: Sessions, backend: Backend) -> None:
     topics.close()
-    sessions.close()
+    sessions.close(_CLOSING)
     backend.close()
 
 

@@ -97,7 +97,7 @@ class Producer:
                     self._finish()
                     break
                 except Exception:
-                    if self.topic.closed:
+                    if self.topic.closed or self.topic.ended:  # by somebody else, a moment ago
                         break
                     values, failures = None, failures + 1
                     self._failed(failures)

@@ -23,6 +23,8 @@ PLAIN_ACCEPT = {None, "*/*", "application/json"}  # of nearly all polls; to nego
 REGISTRY_KEY = "pushdemo.generators"
 CLIENTS_KEY = "pushdemo.clients"
 
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+
 GeneratorView = Callable[..., Generator[Any, Any, Any]]
 View = Callable[..., Any]
 
@@ -222,9 +224,14 @@ def _document(state: str, content: str, count: int, key: str | None, **more: str
 
 
 def _respond(request: Any, status: int, text: str) -> Any:
+    """The request's own response, with what the application has put there, and this body.
+
+    Its headers are written as a list: webob's properties would take longer than all else that a poll does here.
+    """
     response = request.response
     response.status_int = status
-    response.content_type = "application/json"
-    response.headers["Cache-Control"] = "no-store"
-    response.body = text.encode("ascii")
+    body = text.encode("ascii")
+    response.app_iter = [body]
+    own = [pair for pair in response.headerlist if pair[0] not in _HEADERS]
+    response.headerlist = [*own, *_HEADERS.items(), ("Content-Length", str(len(body)))]
     return response

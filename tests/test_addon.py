@@ -269,6 +269,23 @@ def ticket(app: Router, name: str) -> str:
 # -- another server
 
 
+def test_a_view_looks_at_the_memorized_values_and_forgets_them() -> None:
+    def values(request: Request) -> list[Any]:
+        if request.method == "DELETE":
+            request.memorized.clear(number.name)
+        return [number(), request.memorized.info()[number.name].hits, type(request) is Request]
+
+    def configure(config: Configurator) -> None:
+        config.add_route("values", "/values")
+        config.add_view(values, route_name="values", renderer="json")
+
+    with application(configure) as app:
+        first, hits, plain = TestApp(app).get("/values").json
+        assert (hits, plain) == (0, True), "Pyramid makes no class for this request, as it does for a property"
+        assert TestApp(app).get("/values").json[:2] == [first, 1]
+        assert TestApp(app).delete("/values").json[0] == first + 1
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if WARNING in record.getMessage()]
 
