@@ -48,7 +48,7 @@ def _checked(content_type: str, value: bytes) -> bytes:
         if is_text(content_type):
             value.decode()
         if is_json(content_type):
-            json.loads(value, parse_constant=_refuse)
+            json.loads(value.decode(), parse_constant=_refuse)  # of bytes it would take UTF-16 and a byte order mark
             return value.translate(_ONE_LINE)  # JSON has line breaks between its tokens alone
     except ValueError as error:
         raise ValueError(f"not a body of type {content_type} in UTF-8: {error}") from None

@@ -232,6 +232,14 @@ def test_json_that_was_made_elsewhere(values: list[Any], indent: int | None, cut
 
 
 @unhurried
+@given(VALUE, st.sampled_from(["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le"]))
+@example("", "utf-16-le")
+def test_json_in_another_encoding_is_refused_before_anyone_stumbles_over_it(value: Any, encoding: str) -> None:
+    with pytest.raises(ValueError, match="not a body of type application/json in UTF-8"):
+        published("application/json", [json.dumps(value).encode(encoding)])
+
+
+@unhurried
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=5), CUTS)
 @example([b"", b"\r\n", b"--", b"\x00\xff", b"\r\n\r\n--\r"], [])
 def test_bytes_in_multipart(bodies: list[bytes], cuts: list[int]) -> None:

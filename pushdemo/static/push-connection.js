@@ -37,8 +37,22 @@ export class Connection {
   address() {
     const { url, lastEventId } = this.subscription;
     const address = new URL(url);
+    address.searchParams.delete("transport"); // it would beat Accept, and a stream may need a poll in its place
     if (lastEventId) address.searchParams.set("last_event_id", lastEventId);
     return address;
+  }
+
+  /** The topics that are known to be on this connection: by the address, or by an id, which covers them all. */
+  topics() {
+    const { url, lastEventId } = this.subscription;
+    const covered = (lastEventId ?? "").matchAll(/([^:,]+):/g);
+    return [...url.searchParams.getAll("topic"), ...Array.from(covered, ([, name]) => name)];
+  }
+
+  /** Whether the page has said that this topic is plain text. */
+  isText(topic) {
+    const { text } = this.subscription;
+    return Array.isArray(text) ? text.includes(topic) : text;
   }
 
   /** Asks for the topic in the format `accept`; throws a Stop where the answer is another. */

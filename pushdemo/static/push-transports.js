@@ -10,7 +10,7 @@ import { Stop } from "./push-connection.js";
 
 export const READERS = { multipart: readMultipart, sse: readEvents, jsonlines: readLines, longpoll: readPolls };
 
-const POLL_PATIENCE = 8; // heartbeats: a poll that takes longer has lost its server
+const POLL_PATIENCE = 120_000; // ms, or 8 heartbeats: a poll that takes longer has lost its server
 const AT_ONCE = 1000; // ms: a poll that takes longer has waited for its message
 
 async function readMultipart(connection) {
@@ -33,8 +33,10 @@ async function readPart(connection, incoming) {
     const colon = line.indexOf(":");
     const [name, value] = [line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim()];
     headers.set(name, value);
-    if (name === "x-reset") connection.reset();
-    if (name === "x-last-event-id") connection.resumeAfter(value);
+    if (name === "x-reset") {
+      connection.reset();
+      connection.resumeAfter(headers.get("x-last-event-id")); // not before: who goes on from there must have been told
+    }
     if (name === "x-failing") connection.fail();
     if (name === "x-retry") connection.retry = Number(value);
   }
@@ -51,8 +53,9 @@ async function readPart(connection, incoming) {
 
 function contentOf(type = "text/plain", body) {
   const essence = type.split(";")[0].trim().toLowerCase();
-  if (/[/+]json$/.test(essence)) return JSON.parse(new TextDecoder().decode(body));
-  return /^text\/|[/+]xml$/.test(essence) ? new TextDecoder().decode(body) : body;
+  const text = () => new TextDecoder("utf-8", { ignoreBOM: true }).decode(body); // a U+FEFF is the text's own
+  if (/[/+]json$/.test(essence)) return JSON.parse(text());
+  return /^text\/|[/+]xml$|^application\/javascript$/.test(essence) ? text() : body;
 }
 
 async function readLines(connection) {
@@ -82,7 +85,7 @@ async function readPolls(connection) {
 /** Asks once and delivers what comes; says how many messages came, and whether at once. */
 async function poll(connection) {
   const asked = performance.now();
-  const patience = AbortSignal.timeout(POLL_PATIENCE * connection.heartbeat);
+  const patience = AbortSignal.timeout(Math.max(POLL_PATIENCE, 8 * connection.heartbeat));
   const response = await connection.request("application/json", AbortSignal.any([connection.signal, patience]));
   const { state, messages = [], last_event_id: last, reset, failing, retry } = await response.json();
   connection.heard();
@@ -124,9 +127,10 @@ function listenTo(connection) {
     const message = ({ type, lastEventId, data }) => {
       wait();
       connection.flowed();
-      connection.deliver({ id: lastEventId, topic: type === "message" ? undefined : type, content: valueOf(data) });
+      const topic = type === "message" ? undefined : type;
+      connection.deliver({ id: lastEventId, topic, content: connection.isText(topic) ? data : valueOf(data) });
     };
-    for (const name of ["message", ...connection.subscription.url.searchParams.getAll("topic")]) on(name, message);
+    for (const name of ["message", ...connection.topics()]) on(name, message);
     on("reset", ({ lastEventId }) => {
       connection.reset();
       connection.resumeAfter(lastEventId);
@@ -152,7 +156,7 @@ function listenTo(connection) {
   });
 }
 
-/** An event's data comes without its type, but XML begins with "<", and JSON never does. */
+/** An event's data comes without its type. XML begins with "<", and JSON never does; of plain text a page must tell. */
 function valueOf(data) {
   if (data.startsWith("<")) return data;
   try {

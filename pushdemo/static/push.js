@@ -33,13 +33,16 @@ const LONGEST_PAUSE = 30_000; // ms
 /**
  * Subscribes to the topic at `url`. The states "ended" and "failed" are final.
  *
- * @param {string|URL} url
+ * @param {string|URL} url  over "sse" it names the topics (`?topic=a&topic=b`) where the view serves several: an
+ *   EventSource hears those alone whose names it knows
  * @param {object} [options]
  * @param {"multipart"|"sse"|"jsonlines"|"longpoll"} [options.transport]  "multipart" unless told
  * @param {(message: Message) => void} [options.onmessage]
  * @param {(state: State) => void} [options.onstate]
  * @param {() => void} [options.onreset]  messages were missed: the history no longer reaches back
  * @param {string} [options.lastEventId]  resume after this message; "earliest": begin with all that the history holds
+ * @param {boolean|string[]} [options.text]  true for plain text, or the names of such topics: an EventSource hides a
+ *   message's type, so that over "sse" a text that reads as JSON would come as its value ("42" as the number)
  * @param {number} [options.heartbeat]  ms between the server's signs of life: 15,000 unless told
  * @param {number} [options.hiddenAfter]  ms that the page stays hidden before the connection is given back: 5 minutes
  * @returns {{close: () => void, readonly lastEventId: string}}
@@ -57,11 +60,14 @@ export function subscribe(url, options = {}) {
 }
 
 class Subscription {
-  constructor(url, { transport = "multipart", lastEventId = "", heartbeat = 15_000, hiddenAfter = 300_000, ...on }) {
+  constructor(
+    url,
+    { transport = "multipart", lastEventId = "", text = false, heartbeat = 15_000, hiddenAfter = 300_000, ...on },
+  ) {
     if (!Object.hasOwn(READERS, transport)) {
       throw new TypeError(`transport ${transport}: must be one of ${Object.keys(READERS).join(", ")}`);
     }
-    Object.assign(this, { wanted: transport, transport, lastEventId, heartbeat, hiddenAfter, handlers: on });
+    Object.assign(this, { wanted: transport, transport, lastEventId, text, heartbeat, hiddenAfter, handlers: on });
     this.url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
     this.closed = new AbortController();
     this.interrupt = () => {};
@@ -163,6 +169,7 @@ class Subscription {
   }
 
   tell(state, detail) {
+    if (this.closed.signal.aborted) return;
     const { transport, wanted, reason, told } = this;
     if (state !== "waiting" && state === told?.state && transport === told.transport) return;
     this.told = { state, transport, fallback: transport !== wanted, reason, ...detail };

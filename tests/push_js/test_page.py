@@ -27,6 +27,16 @@ def test_after_close_nothing_is_delivered_and_the_server_sees_it(engine: Engine,
     assert watch.told[-1]["closed"] == "e-1"
 
 
+def test_after_close_no_state_is_told(engine: Engine, wire: Wire) -> None:
+    """A page that subscribes anew would take it for that of its new subscription."""
+    form = STREAMS["multipart"]
+    both = form.message(HARD[0]) + form.failing  # in one piece, so that the second is read although all is over
+    watch = engine.subscribe(wire.on("/state", says("multipart", both, end=False)), closeAfter="e-1")
+    watch.until(lambda watch: watch.messages)
+    watch.close()
+    assert [state["state"] for state in watch.states] == ["connecting", "live"]
+
+
 def test_a_mistake_of_the_page_is_reported_and_does_not_stop_the_stream(engine: Engine, wire: Wire) -> None:
     form = STREAMS["multipart"]
     url = wire.on("/mistake", says("multipart", form.message(HARD[0]), form.message(HARD[1]), form.end))

@@ -61,6 +61,37 @@ def test_a_part_that_is_neither_text_nor_json_comes_as_its_bytes(node: Node, wir
     assert bytes(watch.messages[0]["content"]) == picture
 
 
+@pytest.mark.parametrize("content_type", ["text/csv; charset=UTF-8", "application/atom+xml", "application/javascript"])
+def test_what_is_text_on_the_other_transports_is_text_in_a_part(node: Node, wire: Wire, content_type: str) -> None:
+    part = f"Content-Type: {content_type}\r\nContent-Length: 2\r\nX-Message-Id: e-1\r\n\r\n42\r\n--3f9a0c\r\n".encode()
+    watch = node.subscribe(wire.on("/type", says("multipart", part, STREAMS["multipart"].end)))
+    watch.state("ended")
+    assert [message["content"] for message in watch.messages] == ["42"]
+
+
+TEXTS = ["42", "true", "null", '"quoted"', '{"a": [1]}', " 7", "", "<b>", "\ufeffmarked", "plain"]
+
+
+def test_a_text_stays_a_text_whatever_it_reads_as(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    form = STREAMS[transport]
+    sent = [Sent(f"e-{number}", text) for number, text in enumerate(TEXTS)]
+    url = wire.on(f"/texts-{transport}", says(transport, *map(form.message, sent), form.end))
+    watch = engine.subscribe(url, transport=transport, text=True)
+    watch.state("ended")
+    assert received(watch) == expected(sent)
+
+
+def test_texts_and_values_share_a_connection(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    form = STREAMS[transport]
+    sent = [Sent("e-1", "42", topic="news"), Sent("e-2", 42, topic="figures"), Sent("e-3", ["42"], topic="figures")]
+    url = wire.on(f"/mixed-{transport}", says(transport, *map(form.message, sent), form.end))
+    watch = engine.subscribe(f"{url}?topic=news&topic=figures", transport=transport, text=["news"])
+    watch.state("ended")
+    assert received(watch) == expected(sent)
+
+
 def test_a_message_is_delivered_before_the_next_byte_behind_it(stream: tuple[Engine, str], wire: Wire) -> None:
     engine, transport = stream
     data = STREAMS[transport].message(HARD[0])

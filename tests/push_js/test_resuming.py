@@ -35,6 +35,13 @@ def test_the_servers_pause_is_kept_and_the_next_connection_resumes(node: Node, w
     assert watch.ids == ["e-1", "e-2"]
 
 
+def test_a_transport_in_the_address_does_not_speak_for_every_request(node: Node, wire: Wire) -> None:
+    """The server would have it beat Accept, also where long polls stand in for a stream."""
+    watch = node.subscribe(wire.on("/address", says("multipart", STREAMS["multipart"].end)) + "?transport=sse&kind=1")
+    watch.state("ended")
+    assert [request.query for request in wire.requests] == [{"kind": "1"}]
+
+
 def test_what_a_reset_says_is_where_the_next_connection_goes_on(stream: tuple[Engine, str], wire: Wire) -> None:
     engine, transport = stream
     form = STREAMS[transport]
@@ -44,6 +51,18 @@ def test_what_a_reset_says_is_where_the_next_connection_goes_on(stream: tuple[En
     watch.state("ended")
     assert [request.last_event_id for request in wire.requests][:2] == ["e-7", "f-0"]
     assert (watch.ids, watch.resets) == (["e-2"], 1)
+
+
+def test_a_reset_that_has_not_come_whole_is_not_gone_on_behind(stream: tuple[Engine, str], wire: Wire) -> None:
+    """Else the next connection would go on behind a gap that the page was never told of."""
+    engine, transport = stream
+    form = STREAMS[transport]
+    reset = form.reset_to("f-0")
+    url = wire.on(f"/torn-{transport}", says(transport, reset[:-1]), says(transport, reset, form.end))
+    watch = engine.subscribe(url, transport=transport, lastEventId="e-7")
+    watch.state("ended")
+    assert [request.last_event_id for request in wire.requests] == ["e-7", "e-7"]
+    assert watch.resets == 1
 
 
 def test_the_pause_grows_while_nobody_answers(node: Node, wire: Wire) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.push_js.engines import Browser, Engine, Node
-from tests.push_js.formats import STREAMS, poll
+from tests.push_js.formats import STREAMS, Sent, poll
 from tests.push_js.scripts import HARD, answers, hangs, never, refuses, says
 from tests.push_js.wire import Exchange, Wire
 
@@ -52,6 +52,17 @@ def test_heartbeats_keep_a_quiet_stream(node: Node, wire: Wire, transport: str) 
     assert [state["state"] for state in watch.states] == ["connecting", "live", "ended"]
 
 
+def test_a_poll_may_wait_longer_than_the_heartbeats_of_a_site_that_has_many(node: Node, wire: Wire) -> None:
+    def patient(exchange: Exchange) -> None:
+        assert not exchange.gone_within(0.5)
+        exchange.answer(200, "application/json", poll("ready", HARD[0]))
+
+    watch = node.subscribe(wire.on("/patient", patient, answers(poll("done"))), transport="longpoll", heartbeat=20)
+    watch.state("ended")
+    assert watch.ids == ["e-1"]
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "ended"]
+
+
 def test_an_event_source_comes_back_with_its_last_event_id(chromium: Browser, wire: Wire) -> None:
     form = STREAMS["sse"]
     going = says("sse", form.message(HARD[0]), form.retry(1))
@@ -59,6 +70,26 @@ def test_an_event_source_comes_back_with_its_last_event_id(chromium: Browser, wi
     watch.state("ended")
     assert [(r.headers["Last-Event-ID"], r.query) for r in wire.requests] == [(None, {}), ("e-1", {})]
     assert [state["state"] for state in watch.states] == ["connecting", "live", "waiting", "live", "ended"]
+
+
+def test_an_event_source_hears_the_topics_that_its_id_names(chromium: Browser, wire: Wire) -> None:
+    form = STREAMS["sse"]
+    sent = Sent("figures:e-3,news:e-1", 3, topic="figures")
+    url = wire.on("/named", says("sse", form.message(sent), form.end), never)
+    watch = chromium.subscribe(url, transport="sse", lastEventId="figures:e-2,news:e-1")
+    watch.state("ended")
+    assert [(message["topic"], message["content"]) for message in watch.messages] == [("figures", 3)]
+
+
+def test_an_event_source_learns_the_topics_from_the_poll_in_its_place(chromium: Browser, wire: Wire) -> None:
+    form = STREAMS["sse"]
+    unheard, polled, heard = (Sent(f"figures:e-{number}", number, topic="figures") for number in (1, 2, 3))
+    first, last = says("sse", form.message(unheard), end=False), says("sse", form.message(heard), form.end)
+    url = wire.on("/learns", first, answers(poll("ready", polled)), last, never)
+    watch = chromium.subscribe(url, transport="sse", heartbeat=200)
+    watch.state("ended")
+    assert watch.ids == ["figures:e-2", "figures:e-3"]
+    assert not any(state["fallback"] for state in watch.states)
 
 
 def test_an_event_source_that_fails_twice_is_made_again_behind_the_last_message(chromium: Browser, wire: Wire) -> None:
