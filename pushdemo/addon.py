@@ -186,7 +186,8 @@ def _check_functions(registry: Registry) -> None:
     try:
         registry["pushdemo.caches"].check()
     except UnknownFunctionError as error:
-        raise SettingsError(f"pushdemo.memorize.<name>.duration: {error}") from None
+        duration = registry["pushdemo.settings"].memorize_durations[error.name]
+        raise SettingsError(f"pushdemo.memorize.{error.name}.duration = {duration:g}: {error}") from None
 
 
 def _backend(settings: Settings) -> Backend:

@@ -42,6 +42,7 @@ class UnknownFunctionError(LookupError):
     def __init__(self, name: str) -> None:
         with _names_lock:
             known = ", ".join(sorted(_names)) or "none"
+        self.name = name
         super().__init__(f"no memorized function is called {name}; there are: {known}")
 
 
@@ -104,8 +105,12 @@ class Caches:
     def clear(self, name: str) -> None:
         """Forget all values of the function called `name`. Raises UnknownFunctionError where there is none."""
         named = [cache for cache in self._by_name() if cache.name == name]
-        if not named and not _exists(name):
-            raise UnknownFunctionError(name)
+        if not named:  # not called here; where processes share their values, another may have
+            with _names_lock:
+                function = _names.get(name)
+            if function is None:
+                raise UnknownFunctionError(name)
+            named = [self.open(function)]
         for cache in named:
             cache.clear()
 

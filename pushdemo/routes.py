@@ -47,7 +47,7 @@ def includeme(config: Configurator) -> None:
     config.add_route("ready", "/health/ready")
     _add_status(config)
     config.add_subscriber(_add_pages, BeforeRender)
-    for name, _, _ in PAGES:
+    for name in [*(route for route, _, _ in PAGES), "live", "ready", "metrics"]:
         config.add_view(_method_not_allowed, route_name=name)  # where no view takes the method
 
 
@@ -55,15 +55,11 @@ def _add_load(config: Configurator) -> None:
     machine = load.Load()
     config.add_topic("load", machine.line, interval=load.INTERVAL, shared=False)
     for name, width in (("load.chart", chart.WIDE), ("load.chart.narrow", chart.NARROW)):
-        picture = partial(_picture, machine, width)
-        config.add_topic(name, picture, interval=load.INTERVAL, content_type=chart.SVG, shared=False)
+        pictures = partial(chart.pictures, machine, width)
+        config.add_topic(name, pictures, interval=0, content_type=chart.SVG, shared=False)  # at its own pace
     config.add_route("load", "/load")
     config.add_route("load_figures", "/load/index")
     config.add_route("load_chart", "/load/chart")
-
-
-def _picture(machine: load.Load, width: int) -> str:
-    return chart.draw(machine.samples(), width)
 
 
 def _add_status(config: Configurator) -> None:

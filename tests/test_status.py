@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pyramid import httpexceptions
 from pyramid.router import Router
 from webtest import TestApp
 
 from pushdemo import main
 from pushdemo.settings import SettingsError
-from pushdemo.sources.status import Status
-from tests.support import Client, port_of, serving, wait_until
+from pushdemo.sources.status import REASONS, Status
+from tests.support import ROOT, Client, port_of, serving, wait_until
 
 GUARDED = {"pyramid.includes": "tests.fixtureapps.guarded", "pushdemo.status_permission": "watch"}
 OPERATOR = {"Authorization": "Bearer sesame"}
@@ -73,9 +74,9 @@ def test_the_report_counts_refusals_sessions_and_memorized_functions(app: TestAp
     app.get("/server/index?transport=pigeon", status=400)
     app.get("/server/index?transport=longpoll")
     found = report(app)
-    assert found["refusals"] == [
-        {"kind": "generator", "status": 400, "count": 2},
-        {"kind": "topic", "status": 400, "count": 1},
+    assert [(each["kind"], each["status"], each["count"]) for each in found["refusals"]] == [
+        ("generator", 400, 2),
+        ("topic", 400, 1),
     ]
     assert found["total"]["refused"] == 3
     assert found["generators"] == {"open": 1, "ended": 0, "waiting": 0}
@@ -85,12 +86,34 @@ def test_the_report_counts_refusals_sessions_and_memorized_functions(app: TestAp
     assert 0 <= memorized["age"] < 20
 
 
+def test_a_refusal_is_told_with_its_reason(demo: Router) -> None:
+    clients = demo.registry["pushdemo.clients"]
+    while clients.threads.take():
+        pass
+    app = TestApp(demo)
+    app.get("/server/index", status=503)
+    (refusal,) = report(app)["refusals"]
+    assert "pushdemo.max_threads" in refusal["reason"]
+    assert f"<td>{refusal['reason']}</td>" in app.get("/status").text
+
+
+@pytest.mark.parametrize("kind", ["topic", "generator"])
+def test_every_status_that_is_a_refusal_has_a_reason(kind: str) -> None:
+    """What the modules raise or refuse with, found in their source."""
+    files = {"topic": ("responses",), "generator": ("generators", "session", "yielding", "itemstream")}[kind]
+    text = "".join((ROOT / "pushdemo" / f"{name}.py").read_text(encoding="utf-8") for name in files)
+    codes = {int(code) for code in re.findall(r"Refused\((\d+)", text)}
+    codes |= {getattr(httpexceptions, name).code for name in re.findall(r"raise (HTTP\w+)", text)}
+    assert len(codes) >= 4
+    assert {code for code in codes if (kind, code) not in REASONS} == set()
+
+
 def test_the_page_shows_the_reports_figures_without_a_script(app: TestApp) -> None:
     app.get("/server/index?transport=longpoll")
     app.get("/server/index?transport=pigeon", status=400)
     page = app.get("/status").text
     rows = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
-    assert ["topic", "400", "1"] in rows
+    assert any(row[0] == "topic" and row[-2:] == ["400", "1"] for row in rows)
     assert any(row[:2] == ["server", "longpoll"] for row in rows)
     assert "None has been called" in page
     assert re.search(r'id="trouble"[^>]* hidden>', page)
@@ -218,6 +241,6 @@ def test_a_permission_that_nobody_checks_is_refused_at_the_start() -> None:
         main(**{"pushdemo.status_permission": "watch"})
 
 
-@pytest.mark.parametrize("address", ["/status", "/metrics", "/load"])
+@pytest.mark.parametrize("address", ["/status", "/metrics", "/load", "/health/live", "/health/ready"])
 def test_a_wrong_method_is_refused(app: TestApp, address: str) -> None:
-    assert app.post(address, status=[404, 405])
+    assert app.post(address, status=405).headers["Allow"] == "GET, HEAD"
