@@ -68,12 +68,17 @@ class Memorized(Generic[P, R]):
         cache = _caches().open(self)
         return cache.get(key_of(values, cache.died), compute)  # type: ignore[no-any-return]
 
-    # What is taken from a class may be a class method or not, which type checkers cannot tell: so no parameters here.
     @overload
-    def __get__(self, instance: None, owner: type) -> Memorized[..., R]: ...
+    def __get__(self: Memorized[Concatenate[Any, Q], R], instance: None, owner: type) -> Bound[Q, P, R]: ...
+
+    # The first parameter's type is left open here: a subclass may override a method, and its self is another.
+    @overload
+    def __get__(
+        self: Memorized[Concatenate[Any, Q], R], instance: object, owner: type | None = ...
+    ) -> Bound[Q, Concatenate[Any, Q], R]: ...
 
     @overload
-    def __get__(self: Memorized[Concatenate[Any, Q], R], instance: object, owner: type | None = ...) -> Bound[Q, R]: ...
+    def __get__(self, instance: object, owner: type | None = ...) -> Memorized[P, R]: ...
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else Bound(self, instance)
@@ -105,15 +110,47 @@ class _ClassMethod(Memorized[P, R]):
         return Bound(self, type(instance) if owner is None else owner)
 
 
-class Bound(partial[R], Generic[P, R]):
-    """A memorized method, and the object or the class that it was taken from."""
+class Bound(partial[R], Generic[Q, P, R]):
+    # A memorized method, and the object or the class that it was taken from. Q are its parameters without the first,
+    # P all of them: a type checker cannot tell what is taken from a class, or is a static method, and allows both.
+    # help() shows the method: it is a routine, as what has a __get__ is, with the method's own name and words.
 
     func: Any
+
+    @property
+    def __name__(self) -> str:
+        name: str = self.func.__name__
+        return name
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        doc: str | None = self.func.__doc__
+        return doc
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(partial(self.func, *self.args))
+
+    def __get__(self, instance: object, owner: type | None = None) -> Bound[Q, P, R]:
+        return self
+
     if TYPE_CHECKING:
 
+        @overload
+        def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> R: ...
+
+        @overload
         def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
-    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        def __call__(self, /, *args: Any, **kwargs: Any) -> R: ...
+
+    @overload
+    def invalidate(self, /, *args: Q.args, **kwargs: Q.kwargs) -> None: ...
+
+    @overload
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> None:
         """`Memorized.invalidate` for this object."""
         self.func.invalidate(*self.args, *args, **kwargs)
 

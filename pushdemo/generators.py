@@ -25,13 +25,16 @@ log = logging.getLogger(__name__)
 
 Start = Callable[[], Generator[Any, Any, Any]]
 
+_CLOSED = "this session was closed"
+
 
 class Sessions:
     """The generator sessions of one application. All times are in seconds.
 
     `timeout`: idle that long, a generator is closed and forgotten; one that has ended is remembered that long.
     `limit`: generators open at once, those included that are yet to be closed. `batch_timeout`: a call for several
-    items takes no further one after it. `turn_timeout`: how long a call waits while another runs the same generator.
+    items takes no further one that, taking as long as the longest before, would come later than that. `turn_timeout`:
+    how long a call waits while another runs the same generator.
     `waiters`: how many calls may wait so at once, all sessions together, because each holds a thread of the server.
     """
 
@@ -65,17 +68,20 @@ class Sessions:
     def take(
         self,
         owner: Owner,
-        start: Start,
+        start: Start | None,
         *,
         after: int | None = None,
         most: int = 1,
         accumulate: bool | int = False,
+        keep: int = 0,
     ) -> Answer:
-        """The next item of the owner's session, or up to `most` of them; `start()` makes a new session's generator.
+        """The next item of the owner's session, or up to `most` of them.
 
+        `start()` makes a new session's generator; with None a session that is not there any more was closed.
         With `most=0` nothing is taken: the answer says how many items the session has given, and whether it has ended.
         `after` is the number of items that the client has: what follows is given, again if it was given before.
         Without it the next item is taken, and a session that has ended begins anew. Blocks while the generator runs.
+        What can be given again is what the last call took, or the last `keep` items if they are more.
         Raises Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for what is kept no
         longer, for a session closed meanwhile and for one that is not here, 503 at the limit and while stopping.
         """
@@ -85,8 +91,7 @@ class Sessions:
             if after > session.count:
                 raise _beyond(after, session.count)
             if after == session.count and not session.forgotten:
-                deadline = self._clock() + self._batch_timeout
-                session.pull(most, lambda: self._clock() < deadline)
+                session.pull(most, keep, self._batch_timeout, self._clock)
             if session.forgotten:
                 raise self._closed(session)
             return session.answer(after, most)
@@ -135,7 +140,7 @@ class Sessions:
         with self._lock:
             return {"open": self._open, "ended": len(self._ended), "waiting": self._waiting}
 
-    def _claim(self, owner: Owner, start: Start, after: int | None, accumulate: bool | int) -> Session:
+    def _claim(self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int) -> Session:
         """The owner's session with its turn; a new one where there is none."""
         with self._lock:
             session = self._live.get(owner)
@@ -157,11 +162,13 @@ class Sessions:
             raise _busy(session)
         return session
 
-    def _begin(self, owner: Owner, start: Start, after: int | None, accumulate: bool | int) -> Session:
+    def _begin(self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int) -> Session:
         if self._stopping:
             raise _stopping()
         if after:
             raise _beyond(after, 0)
+        if start is None:
+            raise Refused(410, _CLOSED)
         if self._open >= self._limit:
             reason = f"{self._limit} generator sessions are open, which is the limit"
             raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
@@ -244,7 +251,7 @@ class Sessions:
                     self._changed.wait(None if pause is None else min(pause, threading.TIMEOUT_MAX))
 
     def _closed(self, session: Session) -> Refused:
-        return _stopping() if self._stopping else Refused(410, "this session was closed", count=session.count)
+        return _stopping() if self._stopping else Refused(410, _CLOSED, count=session.count)
 
 
 def _first(store: OrderedDict[Owner, Session]) -> Session:

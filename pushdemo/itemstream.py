@@ -17,7 +17,7 @@ from pushdemo import transports
 from pushdemo.generators import Sessions, Start
 from pushdemo.messages import Message
 from pushdemo.responses import HEADERS, Clients, admit, content_type, negotiate, stream
-from pushdemo.session import Answer, Owner, Refused
+from pushdemo.session import FAILED, Answer, Owner, Refused
 from pushdemo.subscriptions import Pace, retry_hint
 from pushdemo.transports import STREAMS, Transport
 
@@ -26,17 +26,21 @@ _STREAM_TYPES = [media_type for kind in STREAMS.values() for media_type in kind.
 
 
 class ItemStream:
-    """The body: see `pushdemo.pulls.Pulled`. `after` is the number of items that the client has."""
+    """The body: see `pushdemo.pulls.Pulled`.
+
+    `after` is the number of items that the client has. The last `keep` are kept: what was on its way when a connection
+    broke may be many items, and who comes back has missed them.
+    """
 
     __slots__ = (
         "_accumulate",
         "_after",
         "_joined",
+        "_keep",
         "_over",
         "_owner",
         "_release",
         "_sessions",
-        "_start",
         "pace",
         "tally",
         "transport",
@@ -46,9 +50,9 @@ class ItemStream:
         self,
         sessions: Sessions,
         owner: Owner,
-        start: Start,
         after: int,
         accumulate: bool | int,
+        keep: int,
         transport: Transport,
         pace: Pace,
         release: Callable[[], None],
@@ -59,9 +63,9 @@ class ItemStream:
         self._joined = False
         self._sessions = sessions
         self._owner = owner
-        self._start = start
         self._after = after
         self._accumulate = accumulate
+        self._keep = keep
         self._over = False  # the last bytes have been given
         self._release: Callable[[], None] | None = release
 
@@ -79,17 +83,21 @@ class ItemStream:
             return None
         try:
             answer = self._sessions.take(
-                self._owner, self._start, after=self._after, most=1, accumulate=self._accumulate
+                self._owner, None, after=self._after, accumulate=self._accumulate, keep=self._keep
             )
         except Refused as refused:
             self._over = True  # closed meanwhile; or the client comes again and is told what is wrong by the status
             closed = refused.status == 410 and refused.parameter is None
-            return self.transport.notice("end") if closed else self.transport.retry(retry_hint())
+            return self._end() if closed else self.transport.retry(retry_hint())
         if answer.items:
             return self._item(answer)
         self._over = True
         failing = self.transport.notice("failing") if answer.state == "error" else b""
-        return failing + self.transport.notice("end")
+        return failing + self._end()
+
+    def _end(self) -> bytes:
+        # With an id: a reader that comes back by itself, and had no item, would begin a new session.
+        return self.transport.notice("end", str(self._after))
 
     def _item(self, answer: Answer) -> bytes:
         self._after = answer.given
@@ -139,7 +147,8 @@ def respond(
 ) -> Response:
     """The response that streams the items of the owner's session behind the one numbered `after`.
 
-    Raises Refused where a poll would be refused, and HTTPServiceUnavailable when all places are taken.
+    Raises Refused where a poll would be refused, and where there is nothing to bring but that the generator has failed;
+    HTTPServiceUnavailable when all places are taken.
     """
     clients: Clients = request.registry["pushdemo.clients"]
     headers = [("Content-Type", content_type(request, transport)), *HEADERS.items(), ("Vary", "Accept")]
@@ -147,9 +156,12 @@ def respond(
     after = answer.given if after is None else after
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
+    if answer.state == "error" and after == answer.given:
+        raise Refused(500, FAILED, count=answer.given)  # section 9.2.2: nor does it after this
     with _refusals_counted(request):
         release = admit(request)
-    body = ItemStream(sessions, owner, start, after, accumulate, transport, clients.pace, release)
+    keep = request.registry["pushdemo.settings"].history
+    body = ItemStream(sessions, owner, after, accumulate, keep, transport, clients.pace, release)
     return stream(request, body, headers)
 
 

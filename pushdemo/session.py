@@ -11,9 +11,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
+from contextvars import Context, copy_context
 from typing import Any, Literal, NamedTuple
 
 log = logging.getLogger(__name__)
+
+# What failed is in the log; a client learns that it failed and nothing more.
+FAILED = "the generator failed"
 
 # NaN and Infinity are no JSON (RFC 8259, section 6), and no browser reads them.
 _encode = json.JSONEncoder(allow_nan=False).encode
@@ -56,15 +60,28 @@ class Answer(NamedTuple):
 class Session:
     """One client's generator. A field without a comment belongs to the holder of `turn`."""
 
-    __slots__ = ("count", "counted", "forgotten", "generator", "idle_since", "kept", "owner", "state", "turn")
+    __slots__ = (
+        "context",
+        "count",
+        "counted",
+        "forgotten",
+        "generator",
+        "idle_since",
+        "kept",
+        "owner",
+        "state",
+        "turn",
+    )
 
     def __init__(self, owner: Owner, generator: Generator[Any, Any, Any], accumulate: bool | int) -> None:
         self.owner = owner  # never changes
         self.turn = threading.Lock()  # who holds it may run, read or close the generator
         self.generator: Generator[Any, Any, Any] | None = generator  # None: it has ended
+        # The generator runs in the context (PEP 567) of the call that began it, whichever thread runs it.
+        self.context = copy_context()
         self.state: Literal["ready", "done", "error"] = "ready"
         self.count = 0  # items given so far
-        # The texts that can be given again: those of the last pull, or what the view accumulates.
+        # The texts that can be given again: those of the last pull, of more for a stream, or what the view accumulates.
         self.kept: tuple[str, ...] | deque[str] = ()
         if accumulate is not False:
             self.kept = deque(maxlen=None if accumulate is True else accumulate)
@@ -72,18 +89,26 @@ class Session:
         self.counted = True  # among the open generators; the lock of Sessions owns it
         self.forgotten = False  # becomes true once, under the lock of Sessions; any thread reads it
 
-    def pull(self, most: int, in_time: Callable[[], bool]) -> None:
-        """Run the generator for up to `most` items, another one only while `in_time()`, and keep their texts."""
+    def pull(self, most: int, keep: int, timeout: float, clock: Callable[[], float]) -> None:
+        """Run the generator for up to `most` items, and keep their texts.
+
+        It is run for another one only where that would come within `timeout` seconds if it took as long as the longest
+        before. Of the texts kept so far, as many stay as make `keep` with the new ones.
+        """
         pulled: list[str] = []
+        before, longest = clock(), 0.0
+        deadline = before + timeout
         while len(pulled) < most and (text := self._step()) is not None:
             pulled.append(text)
-            if self.forgotten or not in_time():
+            now = clock()
+            before, longest = now, max(longest, now - before)
+            if self.forgotten or now + longest >= deadline:
                 break
         self.count += len(pulled)
         if isinstance(self.kept, deque):
             self.kept.extend(pulled)
         elif pulled:
-            self.kept = tuple(pulled)
+            self.kept = (*self.kept[max(0, len(self.kept) + len(pulled) - keep) :], *pulled)
 
     def answer(self, after: int, most: int) -> Answer:
         """What is kept of the items after the one numbered `after`; raises Refused, 410, where the next one is not."""
@@ -103,7 +128,7 @@ class Session:
         if self.generator is None:
             return
         try:
-            self.generator.close()
+            self.context.run(self.generator.close)
         except BaseException:
             log.exception("json_yield: %s failed while it was being closed", self.owner.view)
         self._end("done")
@@ -113,7 +138,7 @@ class Session:
         if self.generator is None:
             return None
         try:
-            item = next(self.generator)
+            item = self.context.run(next, self.generator)
         except StopIteration:
             self._end("done")
             return None
@@ -139,4 +164,5 @@ class Session:
 
     def _end(self, state: Literal["done", "error"]) -> None:
         self.generator = None
+        self.context = Context()  # lets go of what the old one held
         self.state = state

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, overload
 
 from pushdemo import itemstream
 from pushdemo.generators import Sessions, Start
-from pushdemo.session import Answer, Owner, Refused
+from pushdemo.session import FAILED, Answer, Owner, Refused
 
 KEY_LIMIT = 200  # characters
 MAX_LIMIT = 1000  # items in one answer: the session holds them until the next poll
@@ -25,7 +25,7 @@ CLIENTS_KEY = "pushdemo.clients"
 
 _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
-GeneratorView = Callable[..., Generator[Any, Any, Any]]
+GeneratorView = Callable[..., Iterable[Any]]  # a generator function, however it is annotated
 View = Callable[..., Any]
 
 
@@ -44,24 +44,29 @@ def json_yield(
 
     The function is a view `(request)` or `(context, request)`, or a method of a view class whose `self.request` is the
     request. json_yield must be innermost, below `@view_config`, and the view must be there for all methods. The
-    generator begins with the first poll of a key and keeps that poll's request. `accumulate=True` answers with all
-    items so far, `accumulate=50` with the last 50.
+    generator begins with the first poll of a key and keeps that poll's request and context (PEP 567).
+    `accumulate=True` answers with all items so far, `accumulate=50` with the last 50.
 
     The query: `key` (1 to 200 characters, the client's own secret, such as a UUID) names the session; `after=n`, the
-    number of items that the client has, makes the poll idempotent; `max=m` (1 to 1000) takes up to m items at once.
+    number of items that the client has, makes the poll idempotent; `max=m` (1 to 1000) takes up to m items at once,
+    as many as are likely to come within the ini's `pushdemo.longpoll.timeout`: no step of the generator is cut short.
     DELETE, or POST with `close=1` for `navigator.sendBeacon`, ends the session at the generator's next `yield`; both
     are subject to the application's own CSRF policy, and a POST from another site is refused.
 
     A request that prefers `text/event-stream` or another streaming transport gets the items as they come, in one
-    response; the generator runs only as fast as the client reads, and the id of an item is its count.
+    response; the generator runs only as fast as the client reads. The id of an item is its count: who comes back says
+    it as `Last-Event-ID` or in `last_event_id`, and goes on behind it. The last `pushdemo.history` items are kept for
+    that, and only the last answer's for polls.
 
     The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and null. All that fails
     is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed, kept no longer or
     in another process, 500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function
-    and ValueError for an `accumulate` below 1, where it decorates; RuntimeError in a request of an application without
-    the add-on.
+    or no number of items, and ValueError for an `accumulate` below 1, where it decorates; RuntimeError in a request of
+    an application without the add-on.
     """
-    if accumulate is not True and accumulate is not False and accumulate < 1:
+    if not isinstance(accumulate, int):
+        raise TypeError(f"accumulate={accumulate!r}: must be True, or a number of items, 1 or more")
+    if accumulate is not False and accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: must be True, or a number of items, 1 or more")
     if function is None:
         return functools.partial(_decorate, accumulate=accumulate)
@@ -75,10 +80,9 @@ def _decorate(function: GeneratorView, *, accumulate: bool | int) -> View:
     @functools.wraps(function)
     def view(*args: Any) -> Any:
         request = _request(args)
-        owner_class = type(args[0]) if args[-1] is not request else None
         start = functools.partial(function, *args)
         try:
-            return _serve(request, ViewId(function, owner_class), start, accumulate)
+            return _serve(request, ViewId(function, _object(view, args, request)), start, accumulate)
         except Refused as refused:
             return _refuse(request, refused)
 
@@ -88,14 +92,22 @@ def _decorate(function: GeneratorView, *, accumulate: bool | int) -> View:
 
 
 class ViewId(NamedTuple):
-    """A decorated function, and the class of its `self` where it is a method, so that subclasses do not share."""
+    """A decorated function, and whose method it is: of a view class, so that subclasses do not share, or an object."""
 
     function: GeneratorView
-    owner_class: type | None
+    of: type | int | None
 
     def __str__(self) -> str:
         name = f"{self.function.__module__}.{self.function.__qualname__}"
-        return f"{name} of {self.owner_class.__qualname__}" if self.owner_class else name
+        return f"{name} of {self.of.__qualname__}" if isinstance(self.of, type) else name
+
+
+def _object(view: View, args: tuple[Any, ...], request: Any) -> type | int | None:
+    if args[-1] is not request:
+        return type(args[0])  # of a view class, each request has an object of its own
+    if len(args) == 2 and getattr(type(args[0]), view.__name__, None) is view:
+        return id(args[0])  # a bound method that is a view, which keeps the object alive
+    return None
 
 
 def _remedy(function: Any) -> str:
@@ -175,8 +187,8 @@ def _number(query: Any, name: str, least: int, limit: int) -> int | None:
 
 
 def _resumed(request: Any) -> dict[str, str]:
-    """The id of the last item that a stream has brought, as the reader says it when it comes back by itself."""
-    last_event_id = request.headers.get("Last-Event-ID")
+    """The id of the last item that a stream has brought, as the reader says it when it comes back."""
+    last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id")
     return {"after": last_event_id} if last_event_id else {}
 
 
@@ -192,8 +204,7 @@ def _close(request: Any, sessions: Sessions, owner: Owner) -> Any:
 
 def _answer(request: Any, answer: Answer, key: str, *, as_list: bool) -> Any:
     if answer.state == "error":
-        # What failed is in the log; a client learns that it failed and nothing more.
-        return _respond(request, 500, _document("error", "null", answer.given, key, reason="the generator failed"))
+        return _respond(request, 500, _document("error", "null", answer.given, key, reason=FAILED))
     content = "null"
     if answer.items:
         content = f"[{', '.join(answer.items)}]" if as_list else answer.items[0]

@@ -199,10 +199,18 @@ def test_the_job_goes_on_where_it_was_after_a_reload(page: Page, sessions: Sessi
     assert sessions.info()["open"] == 1
     page.network()
     page.wait(lambda: page.state() == "Finished")
-    assert sessions.info() == {"open": 0, "ended": 1, "waiting": 0}
+    page.wait(lambda: sessions.info() == {"open": 0, "ended": 1, "waiting": 0})  # the poll behind the last item
     page.chrome.refresh()
     page.wait(lambda: page.state() == "Finished")
     assert len(page.digests()["sha256"]) == 64
+
+
+@pytest.mark.parametrize("address", ["/job", "/job#00000000-0000-4000-8000-000000000000"])
+def test_the_bar_of_a_job_that_is_not_there_is_empty(page: Page, address: str) -> None:
+    page.open(address)
+    page.wait(lambda: page.state().startswith(("Not started", "The server does not know")))
+    bar = "const bar = document.getElementById('bar'); return [bar.hasAttribute('value'), bar.position]"
+    assert page.chrome.execute_script(bar) == [True, 0]
 
 
 def test_two_windows_watch_one_job(page: Page, sessions: Sessions) -> None:
@@ -221,7 +229,7 @@ def test_two_windows_watch_one_job(page: Page, sessions: Sessions) -> None:
         page.chrome.switch_to.window(first)
     page.wait(lambda: page.state() == "Finished")
     assert page.digests() == digests
-    assert sessions.info()["ended"] == 1
+    page.wait(lambda: sessions.info()["ended"] == 1)
 
 
 def test_the_job_is_cancelled_and_the_focus_stays_on_a_button(page: Page, sessions: Sessions) -> None:

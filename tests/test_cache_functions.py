@@ -170,10 +170,31 @@ def test_help_shows_the_function_s_own_signature_and_words() -> None:
             """What an item costs."""
             return 1.0
 
-    for thing in (price, Shop.price):
+        @memorize
+        @classmethod
+        def above(cls, item: int, currency: str = "EUR") -> float:
+            """What an item costs."""
+            return 1.0
+
+        @classmethod
+        @memorize
+        def below(cls, item: int, currency: str = "EUR") -> float:
+            """What an item costs."""
+            return 1.0
+
+        @staticmethod
+        @memorize
+        def static(item: int, currency: str = "EUR") -> float:
+            """What an item costs."""
+            return 1.0
+
+    for thing in (price, Shop.price, Shop().price, Shop.above, Shop().above, Shop.below, Shop.static):
         text = pydoc.plain(pydoc.render_doc(thing))
+        assert f"{thing.__name__}(" in text
         assert "item: 'int', currency: 'str' = 'EUR') -> " in text
         assert "What an item costs" in text
+        assert "partial" not in text
+    assert pydoc.plain(pydoc.render_doc(Shop)).count("What an item costs") == 4
     assert inspect.signature(price) == inspect.signature(price.__wrapped__)
     assert price.__name__ == "price"
     assert str(inspect.signature(Shop().price)).startswith("(item: 'int', currency: 'str' = 'EUR')")
@@ -216,19 +237,39 @@ def test_a_type_checker_sees_the_decorated_function_s_signature(tmp_path: Path) 
                 @memorize(15)
                 @classmethod
                 def of(cls, item: int) -> float: return 1.0
+                @classmethod
+                @memorize(15)
+                def below(cls, item: int) -> float: return 1.0
                 @staticmethod
                 @memorize
                 def tax(item: int) -> float: return 1.0
 
+            class Branch(Shop):
+                @memorize
+                def price(self, item: int) -> float: return super().price(item) + self.tax(item) + self.of(item)
+                @memorize(15)
+                @classmethod
+                def of(cls, item: int) -> float: return 1.0
+
             assert_type(bare(1, currency="USD"), list[int])
             assert_type(price(1), float)
             assert_type(Shop().price(1), float)
+            assert_type(Shop.price(Shop(), 1), float)
             assert_type(Shop.of(1), float)
+            assert_type(Shop().of(item=1), float)
+            assert_type(Shop.below(1), float)
             assert_type(Shop.tax(1), float)
+            assert_type(Shop.tax(item=1), float)
+            assert_type(Shop().tax(1), float)
             Shop().price.invalidate(1)
+            Shop.of.invalidate(1)
             price("1")  # wrong
             price.invalidate("1")  # wrong
             Shop().price("1")  # wrong
+            Shop.of("1")  # wrong
+            Shop().of("1")  # wrong
+            Shop.below("1")  # wrong
+            Shop.tax("1")  # wrong
             Shop().price.invalidate()  # wrong
             memorize("15")  # wrong
         """)

@@ -11,6 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -74,6 +75,8 @@ class Gate:
         finally:
             self.closed.set()
 
+
+number = ContextVar("number", default=0)
 
 SELF: list[Any] = []
 SELF.append(SELF)
@@ -257,13 +260,19 @@ def test_a_batch_takes_up_to_so_many_items(sessions: Sessions) -> None:
     assert take(sessions, source, most=3, after=5) == ("done", [], 5)
 
 
-def test_a_batch_takes_no_further_item_when_its_time_is_over(make: Callable[..., Sessions], clock: Clock) -> None:
+@pytest.mark.parametrize(("steps", "in_time"), [([10] * 9, 2), ([0, 0, 20, 0, 0], 3), ([60, 0], 1), ([0] * 5, 5)])
+def test_a_batch_takes_those_items_that_come_in_time(
+    make: Callable[..., Sessions], clock: Clock, steps: list[int], in_time: int
+) -> None:
     def slow() -> Items:
-        for number in range(1, 10):
-            clock.now += 10
+        for number, seconds in enumerate(steps, 1):
+            clock.now += seconds
             yield number
 
-    assert take(make(batch_timeout=25), slow, most=9) == ("ready", [1, 2, 3], 3)
+    sessions, expected = make(batch_timeout=25), list(range(1, len(steps) + 1))
+    assert take(sessions, slow, most=9) == ("ready", expected[:in_time], in_time)
+    if in_time < len(steps):
+        assert take(sessions, slow, after=in_time)[1] == expected[in_time : in_time + 1]
 
 
 def test_a_batch_can_be_had_again_in_smaller_ones(sessions: Sessions) -> None:
@@ -273,6 +282,20 @@ def test_a_batch_can_be_had_again_in_smaller_ones(sessions: Sessions) -> None:
     assert take(sessions, source, after=2, most=9) == ("ready", [3, 4, 5], 5)
     assert take(sessions, source, after=4) == ("ready", [5], 5)
     assert source.given == 5
+
+
+def test_the_last_items_are_kept_where_that_is_asked_for(sessions: Sessions) -> None:
+    source = Source()
+    for _ in range(5):
+        take(sessions, source, keep=3)
+    assert take(sessions, source, after=2, most=9) == ("ready", [3, 4, 5], 5)
+    assert refused(sessions, source, after=1, keep=3).status == 410
+    assert take(sessions, source, after=5, most=2, keep=3) == ("ready", [6, 7], 7)
+    assert take(sessions, source, after=4, most=9) == ("ready", [5, 6, 7], 7)
+    assert take(sessions, source, after=7, most=4, keep=3) == ("ready", [8, 9, 10, 11], 11)
+    assert take(sessions, source, after=7, most=9) == ("ready", [8, 9, 10, 11], 11)
+    take(sessions, source, after=11)
+    assert refused(sessions, source, after=10).status == 410
 
 
 def test_a_batch_that_fails_gives_what_it_has_and_then_the_error(sessions: Sessions) -> None:
@@ -331,6 +354,27 @@ def test_a_generator_that_ends_the_process_leaves_no_turn_taken(sessions: Sessio
         take(sessions, leaving)
     assert take(sessions, leaving, after=1) == ("error", [], 1)
     assert sessions.info()["open"] == 0
+
+
+def test_a_generator_has_the_context_of_the_call_that_began_it_in_every_thread(
+    sessions: Sessions, pool: ThreadPoolExecutor
+) -> None:
+    closed_with: list[int] = []
+
+    def reading() -> Items:
+        try:
+            while True:
+                yield number.get()
+                number.set(number.get() + 1)
+        finally:
+            closed_with.append(number.get())
+
+    number.set(5)
+    assert take(sessions, reading) == ("ready", [5], 1)
+    assert pool.submit(take, sessions, reading).result(BOUND) == ("ready", [6], 2)
+    assert number.get() == 5
+    sessions.forget(owner())
+    wait_until(lambda: closed_with == [6])
 
 
 # Overlap

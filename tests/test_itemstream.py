@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import sseclient
 from pyramid.config import Configurator
+from pyramid.request import Request
 from pyramid.response import Response
+from pyramid.router import Router
 
-from pushdemo import json_yield
+from pushdemo import json_yield, memorize
 from tests.support import Client, port_of, serving, wait_until
 
 BIG = "x" * 65_536
@@ -40,13 +42,30 @@ class Generators:
             self.closed.set()
 
     def failing(self, request: Any) -> Iterator[int]:
-        yield 1
+        self.given += 1
+        yield from range(1, int(request.GET.get("items", 1)) + 1)
         raise RuntimeError("a secret of the inside")
+
+    def empty(self, request: Any) -> Iterator[int]:
+        yield from ()
+
+    def memorized(self, request: Any) -> Iterator[int]:
+        try:
+            yield rate()
+            yield rate()
+        finally:
+            rate()
+            self.closed.set()
 
     def slow(self, request: Any) -> Iterator[str]:
         yield "first"
         self.go_on.wait(20)
         yield "second"
+
+
+@memorize
+def rate() -> int:
+    return 1
 
 
 @pytest.fixture
@@ -55,16 +74,20 @@ def views() -> Generators:
 
 
 @pytest.fixture
-def port(views: Generators, request: pytest.FixtureRequest) -> Iterator[int]:
+def app(views: Generators, request: pytest.FixtureRequest) -> Router:
     settings = {"pushdemo.generators.timeout": "1", "pushdemo.heartbeat": "0.2", **getattr(request, "param", {})}
     with Configurator(settings=settings) as config:
         config.include("pushdemo")
-        for name in ("three", "endless", "failing", "slow"):
+        for name in ("three", "endless", "failing", "slow", "empty", "memorized"):
             config.add_route(name, f"/{name}")
             config.add_view(json_yield(getattr(type(views), name).__get__(views)), route_name=name)
         config.add_route("page", "/page")
         config.add_view(lambda request: Response("a page"), route_name="page")
-        app = config.make_wsgi_app()
+        return config.make_wsgi_app()
+
+
+@pytest.fixture
+def port(app: Router) -> Iterator[int]:
     with serving(app, threads=2) as server:
         yield port_of(server)
     app.registry["pushdemo.generators"].close()
@@ -102,7 +125,7 @@ def test_lines(port: int) -> None:
         client.head()
         lines = [json.loads(line) for line in stream(client).splitlines()]
     assert [line["content"] for line in lines if "content" in line] == ["one", "two\nlines", "three"]
-    assert lines[-1] == {"state": "done"}
+    assert lines[-1] == {"state": "done", "last_event_id": "3"}
 
 
 def test_a_poll_is_what_a_poll_was(port: int) -> None:
@@ -123,6 +146,54 @@ def test_a_client_that_comes_back_goes_on_where_it_was(port: int) -> None:
     with Client(port) as client:
         client.get("/three?key=a", "Accept: text/event-stream", "Last-Event-ID: 3")
         assert client.head()[0] == 204  # an EventSource stays away
+
+
+def test_what_was_on_its_way_when_the_connection_broke_comes_again(app: Router, port: int) -> None:
+    with Client(port) as client:
+        client.get("/three?key=a", "Accept: text/event-stream").until(b'"one"')
+        wait_until(lambda: app.registry["pushdemo.generators"].info()["ended"] == 1, what="the generator's end")
+    for seen in (1, 0, 2):
+        with Client(port) as client:
+            client.get("/three?key=a", "Accept: text/event-stream", f"Last-Event-ID: {seen}").head()
+            assert [event.id for event in events(stream(client))] == ["1", "2", "3", "3"][seen:]
+
+
+@pytest.mark.parametrize("app", [{"pushdemo.history": "2"}], indirect=True)
+def test_no_more_than_the_history_is_kept_for_who_comes_back(port: int) -> None:
+    with Client(port) as client:
+        client.get("/three?key=a", "Accept: text/event-stream").head()
+        stream(client)
+    for seen, status in ((1, 200), (0, 410)):
+        with Client(port) as client:
+            client.get("/three?key=a", "Accept: text/event-stream", f"Last-Event-ID: {seen}")
+            assert client.head()[0] == status
+
+
+@pytest.mark.parametrize(
+    ("path", "header"),
+    [("/three?key=a&last_event_id=1", "Accept: */*"), ("/three?key=a&last_event_id=0", "Last-Event-ID: 1")],
+)
+def test_the_last_id_may_stand_in_the_query_and_the_header_wins(port: int, path: str, header: str) -> None:
+    with Client(port) as client:
+        client.get("/three?key=a").response()
+    with Client(port) as client:
+        client.get(f"{path}&transport=jsonlines", header).head()
+        lines = [json.loads(line) for line in stream(client).splitlines()]
+    assert [line["content"] for line in lines if "content" in line] == ["two\nlines", "three"]
+
+
+def test_memorized_functions_use_the_applications_values_in_whatever_thread(
+    app: Router, port: int, views: Generators
+) -> None:
+    with Client(port) as client:
+        client.get("/memorized?key=streamed", "Accept: text/event-stream").head()
+        assert [event.data for event in events(stream(client))] == ["1", "1", ""]
+        views.closed.clear()
+    with Client(port) as client:
+        client.get("/memorized?key=abandoned").response()
+    assert views.closed.wait(20)
+    info = app.registry["pushdemo.caches"].info()[rate.name]
+    assert (info.misses, info.hits) == (1, 4), "each call, also those in `finally`"
 
 
 def test_the_generator_runs_only_as_fast_as_the_client_reads(port: int, views: Generators) -> None:
@@ -165,6 +236,32 @@ def test_a_failure_is_told_and_logged_once(port: int, caplog: pytest.LogCaptureF
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
+@pytest.mark.parametrize("items", [0, 1])
+def test_who_comes_back_to_a_failure_is_answered_500_and_begins_no_other(
+    port: int, views: Generators, items: int
+) -> None:
+    with Client(port) as client:
+        client.get(f"/failing?key=a&items={items}", "Accept: text/event-stream").head()
+        end = events(stream(client))[-1]
+    assert (end.event, end.id) == ("end", str(items))
+    with Client(port) as client:
+        client.get(f"/failing?key=a&items={items}", "Accept: text/event-stream", f"Last-Event-ID: {end.id}")
+        status, _, body = client.response()
+    assert status == 500  # an EventSource stays away
+    answer = json.loads(body)
+    assert (answer["state"], answer["count"], answer["reason"]) == ("error", items, "the generator failed")
+    assert views.given == 1
+
+
+def test_who_comes_back_to_the_end_of_nothing_begins_no_other(port: int) -> None:
+    with Client(port) as client:
+        client.get("/empty?key=a", "Accept: text/event-stream").head()
+        (end,) = events(stream(client))
+    with Client(port) as client:
+        client.get("/empty?key=a", "Accept: text/event-stream", f"Last-Event-ID: {end.id}")
+        assert client.head()[0] == 204
+
+
 def test_two_streams_of_one_thread_each_leave_the_last_for_pages(port: int, views: Generators) -> None:
     """Two generators that take their time, two threads: one waits for the other, and the page is answered."""
     with Client(port) as first, Client(port) as second, Client(port) as page:
@@ -182,7 +279,7 @@ def test_what_is_wrong_is_said_before_the_stream_begins(port: int) -> None:
             assert client.get(path, "Accept: text/event-stream").head()[0] == status
 
 
-@pytest.mark.parametrize("port", [{"pushdemo.max_clients": "1"}], indirect=True)
+@pytest.mark.parametrize("app", [{"pushdemo.max_clients": "1"}], indirect=True)
 def test_a_stream_takes_one_of_the_places(port: int, views: Generators) -> None:
     with Client(port) as first:
         first.get("/slow?key=a", "Accept: text/event-stream").until(b'"first"')
@@ -210,3 +307,12 @@ def test_the_server_stops_in_the_middle_of_a_stream(views: Generators) -> None:
     client.sock.close()
     assert app.registry["pushdemo.generators"].close() == 0
     assert views.closed.is_set()
+
+
+def test_a_session_that_is_closed_before_its_first_item_does_not_begin_anew(app: Router, views: Generators) -> None:
+    response = Request.blank("/endless?key=K&transport=sse").get_response(app)
+    stream = iter(response.app_iter)
+    assert next(stream) == b": stream\n\n"
+    assert Request.blank("/endless?key=K", method="DELETE").get_response(app).status_int == 204
+    assert b"".join(stream) == b"id: 0\nevent: end\ndata:\n\n"
+    assert views.given == 0

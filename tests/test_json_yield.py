@@ -234,6 +234,15 @@ def test_a_bound_method(serve: Callable[..., TestApp]) -> None:
     assert serve(bound=Instance().lines).get("/bound?key=K").json["content"] == "bound to /bound"
 
 
+def test_two_objects_do_not_share_the_sessions_of_their_method(serve: Callable[..., TestApp]) -> None:
+    app = serve(one=Instance().lines, other=Instance().lines)
+    assert [app.get(f"/{name}?key=K").json["content"] for name in ("one", "other")] == [
+        "bound to /one",
+        "bound to /other",
+    ]
+    assert [app.get(f"/{name}?key=K").json["count"] for name in ("one", "other")] == [1, 1]
+
+
 def test_two_views_of_one_factory_do_not_share_sessions(serve: Callable[..., TestApp]) -> None:
     def made(word: str) -> Any:
         @json_yield
@@ -290,6 +299,12 @@ def test_what_is_no_generator_function_is_refused_where_it_is_decorated(function
 @pytest.mark.parametrize("accumulate", [0, -1])
 def test_an_accumulate_below_one_is_refused_where_it_decorates(accumulate: int) -> None:
     with pytest.raises(ValueError, match=f"accumulate={accumulate}: must be"):
+        json_yield(accumulate=accumulate)
+
+
+@pytest.mark.parametrize("accumulate", [2.5, "5", None])
+def test_an_accumulate_that_is_no_number_of_items_is_refused_where_it_decorates(accumulate: Any) -> None:
+    with pytest.raises(TypeError, match=f"accumulate={accumulate!r}: must be"):
         json_yield(accumulate=accumulate)
 
 

@@ -157,7 +157,10 @@ def test_a_function_may_have_a_duration_of_its_own() -> None:
 
 
 def test_a_duration_for_no_function_stops_the_application_and_names_those_that_are() -> None:
-    with pytest.raises(SettingsError, match=r"^pushdemo\.memorize\.nowhere\.duration = 1: .*nowhere.*pushdemo\.sources\.clock\.datetime_string"):
+    with pytest.raises(
+        SettingsError,
+        match=r"^pushdemo\.memorize\.nowhere\.duration = 1: .*nowhere.*pushdemo\.sources\.clock\.datetime_string",
+    ):
         main({}, **{"pushdemo.memorize.nowhere.duration": "1"})
 
 

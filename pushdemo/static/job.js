@@ -77,7 +77,7 @@ function explain(error) {
 }
 
 function clear() {
-  byId("bar").removeAttribute("value");
+  byId("bar").value = 0; // without a value Firefox shows it full
   for (const id of ["files", "bytes", "rate", "left"]) byId(id).textContent = "–";
   byId("percent").textContent = "";
   byId("result").hidden = true;
