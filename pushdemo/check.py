@@ -26,6 +26,7 @@ _STREAMS = {**_ASKED, "jsonlines": "application/x-ndjson"}
 _FIRST = 5.0  # seconds for the first byte, which the server writes at once
 _QUIET = 1.5  # heartbeats without a byte, after which push.js too takes a stream for held back
 _SLACK = 1.0  # seconds beside these: the server looks twice a second, and networks have their moods
+_IDLE = 0.3  # seconds of silence, below which nothing cuts a connection for it
 _PROGRESS = 5.0  # seconds between two lines of progress
 _STEP = 0.1  # seconds between two looks
 
@@ -153,13 +154,14 @@ def _listen(probes: Sequence[Probe], seconds: float) -> None:
 
 
 def judge(probe: Probe, heartbeat: float) -> dict[str, str]:
-    """What was found, "buffers", "compresses" or "cuts", and by what it shows."""
+    """What was found, "buffers", "compresses", "cuts" (for its silence) or "ends", and by what it shows."""
     found = {}
     if probe.encoding:
         found["compresses"] = f"Content-Encoding: {probe.encoding}"
     if probe.ended is not None and not probe.clean and probe.status in (200, 502, 504):
         how = probe.error or "without a word from the server"
-        found["cuts"] = (
+        idle = probe.quiet() >= max(probe.silence, _IDLE)  # else a longer silence has been let pass before
+        found["cuts" if idle else "ends"] = (
             f"the response ended after {probe.ended:.1f} s, {probe.quiet():.1f} s after the last byte: {how}"
         )
     elif probe.status in (0, 200) and not probe.error:
@@ -183,12 +185,17 @@ def _summary(probe: Probe) -> str:
 
 
 def _report(found: dict[str, dict[str, str]], probes: Sequence[Probe], url: str, by: str) -> None:
-    for kind, remedies in _REMEDIES.items():
+    for kind in (*_REMEDIES, "ends"):
         evidence = [f"{name}: {findings[kind]}" for name, findings in found.items() if kind in findings]
         if not evidence:
             continue
         print(f"\nSomething between here and the server {kind} the stream.")
-        print(*(f"  {line}" for line in evidence), "What mends it, by where it is:", sep="\n")
+        print(*(f"  {line}" for line in evidence), sep="\n")
+        if kind == "ends":
+            print("Not for its silence: a limit on how long a response may take, or a server that was killed.")
+            continue
+        print("What mends it, by where it is:")
+        remedies = _REMEDIES[kind]
         for proxy in sorted(remedies, key=lambda proxy: proxy.lower() not in by.lower()):
             lines = remedies[proxy].replace("PATH", urlsplit(url).path or "/").splitlines()
             print(f"  {proxy}:", *(f"      {line}" for line in lines), sep="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pushdemo
 from pushdemo import memorize
 from pushdemo.topics import Topic
 from tests.fixtureapps import chat
-from tests.support import PATIENCE, Client, port_of, pserve, serving
+from tests.support import PATIENCE, Client, port_of, pserve, pserve_command, serving, write_ini
 
 WARNING = "the server of this application cannot park responses"
 made = 0
@@ -323,3 +324,12 @@ def test_the_log_of_plain_waitress_begins_with_the_warning(tmp_path: Path) -> No
             with Client(running.port) as client:
                 assert client.get("/").response()[0] == 200
         assert running.log.count(WARNING) == 1
+
+
+@pytest.mark.parametrize("command", ["proutes", "ptweens", "pshell"])
+def test_a_command_that_serves_nobody_is_not_warned(tmp_path: Path, command: str) -> None:
+    arguments = pserve_command(write_ini(tmp_path))
+    program, ini = arguments.pop("args")
+    arguments["args"] = [str(Path(program).with_name(command)), ini]
+    ended = subprocess.run(**arguments, input="", capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert WARNING not in ended.stdout + ended.stderr

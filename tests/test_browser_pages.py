@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pushdemo import main
-from tests.support import ROOT, chromium, port_of, require, serving, wait_until
+from tests.support import ROOT, chromium, port_of, pserve, require, serving, wait_until
 
 require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "chromium chromium-driver")
 
@@ -71,32 +71,34 @@ def text(chrome: Any, selector: str) -> str:
     return str(chrome.execute_script("return document.querySelector(arguments[0]).textContent", selector))
 
 
+def obstacles(chrome: Any) -> list[Any]:
+    """What axe-core finds in the page as it is now."""
+    axe = node_module("axe-core/axe.min.js")
+    require(axe, "axe-core", NPM)
+    assert axe is not None
+    chrome.execute_script(axe.read_text(encoding="utf-8"))
+    run = "const done = arguments[0]; axe.run().then(({violations}) => done(violations), error => done(String(error)))"
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in chrome.execute_async_script(run)]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_for_everyone_and_the_console_is_silent(
     chrome: Any, site: str, path: str, width: str, scheme: str
 ) -> None:
-    axe = node_module("axe-core/axe.min.js")
-    require(axe, "axe-core", NPM)
     look(chrome, width, scheme)
     chrome.get(site + path)
     wait_until(lambda: is_live(chrome), BOUND, "what the page pushes")
-    assert axe is not None
-    chrome.execute_script(axe.read_text(encoding="utf-8"))
-    run = "const done = arguments[0]; axe.run().then(({violations}) => done(violations), error => done(String(error)))"
-    violations = chrome.execute_async_script(run)
-    found = [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations]
-    assert found == []
+    assert obstacles(chrome) == []
     assert chrome.execute_script("return document.documentElement.scrollWidth") <= WIDTHS[width], "it scrolls sideways"
     assert chrome.get_log("browser") == []
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_the_front_door_leads_everywhere(chrome: Any, site: str, path: str) -> None:
+def test_the_front_door_leads_everywhere(chrome: Any, site: str) -> None:
     chrome.get(site + "/")
     links = "return [...document.querySelectorAll('.cards a')].map(link => link.getAttribute('href'))"
-    assert path == "/" or path in chrome.execute_script(links)
+    assert ["/", *chrome.execute_script(links)] == list(PAGES)
 
 
 def pixels(chrome: Any) -> str:
@@ -162,6 +164,20 @@ def test_the_status_counts_its_own_messages_live(chrome: Any, site: str) -> None
     first = wait_until(lambda: chrome.execute_script(row), BOUND, "the status's own stream")
     wait_until(lambda: chrome.execute_script(row) > first, BOUND, "its next message")
     assert int(text(chrome, "[data-figure='total.clients']")) >= 1
+    assert chrome.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_status_says_that_redis_cannot_be_reached(chrome: Any, tmp_path: Path, scheme: str) -> None:
+    look(chrome, "narrow", scheme)
+    with pserve(tmp_path, {"pushdemo.redis_url": "redis://127.0.0.1:1/0"}) as running:  # nobody listens there
+        chrome.get(running.url + "/status")
+        wait_until(lambda: is_live(chrome), BOUND, "what the page pushes")
+        notice = chrome.find_element("id", "trouble")
+        assert notice.is_displayed()
+        assert "127.0.0.1:1" in notice.text
+        assert obstacles(chrome) == []
+        chrome.get("about:blank")
     assert chrome.get_log("browser") == []
 
 

@@ -19,7 +19,7 @@ from pyramid.response import Response
 
 from pushdemo import check
 from tests.fixtureapps import newsroom, texts
-from tests.support import PATIENCE, port_of, require, serving, wait_until
+from tests.support import PATIENCE, port_of, pserve, require, serving, wait_until
 from tests.test_nginx import CONFIGURATION
 
 require(shutil.which("nginx"), "nginx", "nginx")
@@ -67,13 +67,13 @@ def nginx_lines(said: str) -> str:
     return str(block)
 
 
-def run(url: str, *options: str, seconds: float = 2) -> int:
+def run(url: str, *options: str, seconds: float = 1.2) -> int:
     return check.main([url, "--seconds", str(seconds), *options])
 
 
 def test_nothing_is_found_where_nothing_is_between(capsys: pytest.CaptureFixture[str]) -> None:
     with site() as url:
-        assert run(url, "--heartbeat", "0.5") == check.FINE
+        assert run(url, "--heartbeat", "0.5", seconds=2) == check.FINE
     said = capsys.readouterr().out
     for name in ("multipart", "sse"):
         assert re.search(rf"^{name}: first byte after 0\.\d\d s, 1 messages, longest silence [01]\.\d s$", said, re.M)
@@ -83,7 +83,7 @@ def test_nothing_is_found_where_nothing_is_between(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("directives", ["", 'proxy_http_version 1.1; proxy_set_header Connection "";'])
 def test_nothing_is_found_behind_an_nginx_that_lets_streams_through(tmp_path: Path, directives: str) -> None:
     with site() as url, behind_nginx(tmp_path, url, directives) as between:
-        assert run(between, "--heartbeat", "0.5") == check.FINE
+        assert run(between, "--heartbeat", "0.5", seconds=2) == check.FINE
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_nothing_is_found_behind_an_nginx_that_lets_streams_through(tmp_path: Pa
     [
         (DEAF, "buffers", "compresses", 0.5),
         (GZIP, "compresses", "buffers", 0.5),
-        ("proxy_read_timeout 1s;", "cuts", "buffers", QUIET),
+        ("proxy_read_timeout 500ms;", "cuts", "buffers", QUIET),
     ],
     ids=["buffers", "compresses", "cuts"],
 )
@@ -122,10 +122,25 @@ def test_what_nginx_does_is_found_and_the_lines_that_are_given_mend_it(
 def test_a_heartbeat_sooner_than_the_cut_mends_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directives = "proxy_read_timeout 2s;"
     with site(QUIET) as url, behind_nginx(tmp_path, url, directives) as between:
-        assert run(between, seconds=4) == check.FOUND
+        assert run(between, seconds=3) == check.FOUND
     (told,) = re.findall(r"pushdemo\.heartbeat = ([\d.]+)", capsys.readouterr().out)
     with site(float(told)) as url, behind_nginx(tmp_path, url, directives) as between:
-        assert run(between, seconds=4) == check.FINE
+        assert run(between, seconds=3) == check.FINE
+
+
+def test_a_stream_that_ends_in_the_midst_of_messages_was_not_cut_for_its_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pserve(tmp_path, {"pushdemo.interval": 0.6}) as running:
+        kill = threading.Timer(3.3, running.process.kill)
+        kill.start()
+        assert run(f"{running.url}/server/index", seconds=PATIENCE) == check.FOUND
+        kill.join()
+    said = capsys.readouterr().out
+    assert "Something between here and the server ends the stream" in said
+    assert "Not for its silence" in said
+    assert "pushdemo.heartbeat" not in said
+    assert "proxy_read_timeout" not in said
 
 
 def test_silence_for_longer_than_the_heartbeat_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +154,7 @@ def test_it_says_how_it_goes_while_it_waits(
 ) -> None:
     monkeypatch.setattr(check, "_PROGRESS", 0.3)
     with site() as url:
-        assert run(url) == check.FINE
+        assert run(url, seconds=2) == check.FINE
     progress = capsys.readouterr().err.splitlines()
     assert len(progress) >= 3
     assert all(re.fullmatch(r" +[012] of 2 s: multipart \d messages, sse \d messages", line) for line in progress)
@@ -160,7 +175,7 @@ def test_a_picture_is_asked_for_by_multipart_alone(capsys: pytest.CaptureFixture
 
 def test_an_address_may_insist_on_a_transport(capsys: pytest.CaptureFixture[str]) -> None:
     with site() as url:
-        assert run(f"{url}?transport=jsonlines", "--heartbeat", "0.5") == check.FINE
+        assert run(f"{url}?transport=jsonlines", "--heartbeat", "0.5", seconds=2) == check.FINE
     assert re.findall(r"^(\w+): .* (\d+) messages", capsys.readouterr().out, re.M) == [("jsonlines", "1")]
 
 

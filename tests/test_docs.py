@@ -1,11 +1,14 @@
-"""The documents: what they refer to is there, and what must be in them is."""
+"""The documents: what they refer to is there, and what must be in them is; the README's few lines run."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pyramid.config import Configurator
+from webtest import TestApp
 
 from tests.support import ROOT
 
@@ -51,6 +54,24 @@ def test_what_a_link_leads_to_is_there(document: Path, link: str) -> None:
 
 def test_the_readme_has_at_most_200_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_readmes_lines_for_an_application_do_what_they_say() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"current_prices": lambda: {"apples": 100}}
+    exec(re.search(r"^```python\n(def includeme.*?)^```$", readme, re.MULTILINE | re.DOTALL)[1], names)  # type: ignore[index]
+    (served,) = re.findall(r'`config\.add_static_view\("(\w+)", "([\w:]+)"\)`', readme)
+    (module,) = re.findall(r'^import \{subscribe\} from "(.+)";$', readme, re.MULTILINE)
+    with Configurator() as config:
+        names["includeme"](config)
+        config.add_static_view(*served)
+        app = TestApp(config.make_wsgi_app())
+    try:
+        (message,) = app.get("/prices?transport=longpoll").json["messages"]
+        assert message["content"] == {"apples": 100}
+        assert "export function subscribe" in app.get(module).text
+    finally:
+        app.app.registry["pushdemo.topics"].close()
 
 
 def test_every_module_is_explained() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import pygal
 from pygal.style import Style
 
-from pushdemo.sources.load import WINDOW, Sample
+from pushdemo.sources.load import INTERVAL, WINDOW, Load, Sample
 
 # pygal looks for its plug-ins, which are not used here, in every import of the process, by a protocol that Python 3.11
 # warns of and Python 3.12 no longer has.
@@ -62,6 +63,18 @@ class Line(NamedTuple):
     name: str
     colour: Colour
     values: list[float]
+    dashes: str = ""  # in user units, drawn and left out in turn; for a line that may hide the one below
+
+
+def pictures(
+    machine: Load, width: int = WIDE, sleep: Callable[[float], object] = time.sleep
+) -> Generator[str, None, None]:
+    """A picture every INTERVAL seconds, twice: Chromium shows one when the next begins, and so at once."""
+    while True:
+        picture = draw(machine.samples(), width)
+        yield picture
+        yield picture
+        sleep(INTERVAL)
 
 
 def draw(samples: Sequence[Sample], width: int = WIDE) -> str:
@@ -70,7 +83,7 @@ def draw(samples: Sequence[Sample], width: int = WIDE) -> str:
     usage = [*_cores(samples), Line("memory", _MEMORY, [100 * each.memory / each.memory_total for each in samples])]
     network = [
         Line("received", _RECEIVED, [sample.received / 1000 for sample in samples]),
-        Line("sent", _SENT, [sample.sent / 1000 for sample in samples]),
+        Line("sent", _SENT, [sample.sent / 1000 for sample in samples], dashes="6, 4"),  # the loopback's are equal
     ]
     top = _round_up(max(max(line.values) for line in network))
     upper = _chart("usage", times, usage, 100, (width, _USAGE_HEIGHT), y_title="CPU and memory, %")
@@ -146,7 +159,8 @@ def _chart(name: str, times: list[float], lines: list[Line], top: float, size: t
     chart.uuid = name
     chart.add_xml_filter(_without_scripts)
     for line in lines:
-        chart.add(line.name, list(zip(times, line.values, strict=True)))
+        points = list(zip(times, line.values, strict=True))
+        chart.add(line.name, points, stroke_style={"dasharray": line.dashes} if line.dashes else None)
     return str(chart.render(is_unicode=True))
 
 

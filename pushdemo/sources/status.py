@@ -18,6 +18,22 @@ from pushdemo.responses import Clients
 INTERVAL = 2.0  # seconds from one message to the next
 _SHORTEST = 1.0  # seconds over which a rate is said
 
+# Why a request was refused, by what it asked for and the HTTP status: what responses.py and yielding.py say to clients.
+REASONS = {
+    ("topic", 400): "an unknown transport or topic, or a query that cannot be read",
+    ("topic", 405): "a method other than GET",
+    ("topic", 406): "no transport that the client takes",
+    ("topic", 503): "no place left (pushdemo.max_clients, or pushdemo.max_threads where clients hold threads)",
+    ("generator", 400): "a query that will not do",
+    ("generator", 403): "a page of another site would close the session",
+    ("generator", 405): "a method that has no meaning",
+    ("generator", 406): "no transport that the client takes",
+    ("generator", 409): "another call runs the session's generator",
+    ("generator", 410): "no such session: closed, idle for too long, or in another process",
+    ("generator", 500): "the generator has failed",
+    ("generator", 503): "no session left (pushdemo.generators.limit), no place for its stream, or the server stops",
+}
+
 
 class Reading(NamedTuple):
     """What has been counted up to `time`."""
@@ -57,7 +73,7 @@ class Status:
             "streams": streams,
             "topics": [_described(self.topics[name]) for name in self.topics],
             "refusals": [
-                {"kind": kind, "status": status, "count": count}
+                {"kind": kind, "reason": REASONS.get((kind, status), ""), "status": status, "count": count}
                 for (kind, status), count in counters.refusals().items()
             ],
             "generators": self.sessions.info(),
