@@ -62,7 +62,7 @@ class RedisBackend:
         return producer
 
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
-        if "<locals>" in name:  # each call of the function around it makes another one, and all have this name
+        if "<" in name:  # <locals>, <lambda>: several functions may have this name, and each its own values
             return CachetoolsStore(name, maxsize, timer)
         pickles = may_pickle(name)
         store = RedisStore(self._link, self._renewals, name, maxsize, timer, may_pickle=pickles)

@@ -135,34 +135,34 @@ class RedisProducer(Producer):
         if not wanted and not running:
             self.release()
             return
-        fence, others = self._ask(lease)
+        held, others = self._ask(lease)
         with topic.changed:
-            self._elsewhere = not fence
-        if lease and not fence:
+            self._elsewhere = held is None
+        if lease and not held:
             self._lose(lease)
         elif lease and others and not wanted:
             self.release()  # nobody here listens, and somebody there does: they need not wait until the linger is over
-        elif fence and not lease:
-            self._win(Lease(topic.epoch, fence))
+        elif held and not lease:
+            self._win(held)
 
-    def _ask(self, lease: Lease | None) -> tuple[int, bool]:
-        """The fence of this node's lease, or 0; and whether others want it."""
+    def _ask(self, lease: Lease | None) -> tuple[Lease | None, bool]:
+        """The lease of this node, renewed or new, if it has it; and whether others want it."""
         topic = self.topic
         while True:
             known = topic.known()
+            if lease and lease.epoch != known[0]:
+                return None, False  # fences begin anew with each life: in this one it may be another node's
             epoch, fence, others = self._take(
-                [topic.state, topic.stream(topic.epoch), *self.keys],
+                [topic.state, topic.stream(known[0]), *self.keys],
                 [*known, lease.fence if lease else "", round(LEASE_TIME * 1000), round(BEAT * 3000)],
             )
-            if epoch.decode() == topic.epoch and known[0]:
-                return fence, bool(others)
+            if epoch.decode() == known[0]:
+                return Lease(known[0], fence) if fence else None, bool(others)
             # A new life: whatever lease was held was of the one before.
             topic.catch_up()
             topic.tell()
             if fence:
                 self._give_back(self.keys[:1], [fence])
-            if lease:
-                return 0, False
 
     def release(self) -> None:
         """Let the lease go, so that another node need not wait until it expires. Raises RedisUnavailableError."""
@@ -214,6 +214,10 @@ class RedisProducer(Producer):
                 return
             except LeaseLostError:
                 self._lose(lease)
+            except RuntimeError:
+                if not (self.topic.ended or self.topic.closed):  # by somebody else, a moment ago
+                    raise
+                return
             except RedisUnavailableError:
                 with self.topic.changed:
                     self.topic.changed.wait(_AGAIN)

@@ -41,9 +41,10 @@ class Link:
         self.client = self._connect(COMMAND_TIMEOUT)  # for commands given to `call`
         options = self.client.connection_pool.connection_kwargs
         self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
         self._lock = threading.Lock()  # guards all below
         self._closed = False
-        self._succeeded = float("-inf")  # when a command was last answered; any thread sets it
+        self._succeeded = self._failed = float("-inf")  # when a command last was or was not; any thread sets the first
         self._trouble = ""
         self._known = False  # whether anything has been heard of it, good or bad
         self._quiet_until: dict[str, float] = {}  # by the kind of error
@@ -69,7 +70,21 @@ class Link:
         return client
 
     def call(self, command: Callable[[], Any]) -> Any:
-        """What `command` returns; raises RedisUnavailableError for what Redis or the network does about it."""
+        """What `command` returns; raises RedisUnavailableError for what Redis or the network does about it.
+
+        While Redis is known to be gone, one caller at a time tries it, and the others are told at once: where it does
+        not answer at all, each would hold its thread, and soon every thread of the server, for as long as a timeout.
+        """
+        if not (trouble := self._trouble):
+            return self._call(command)
+        if not self._trying.acquire(blocking=False):
+            raise RedisUnavailableError(f"Redis at {self.address} is not reachable: {trouble}")
+        try:
+            return self._call(command)
+        finally:
+            self._trying.release()
+
+    def _call(self, command: Callable[[], Any]) -> Any:
         began = self._clock()
         try:
             found = command()
@@ -82,7 +97,7 @@ class Link:
             raise RedisUnavailableError(f"Redis at {self.address} refuses: {_named(error)}") from error
         self._succeeded = self._clock()
         if self._trouble or not self._known:
-            self._found()
+            self._found(began)
         return found
 
     def close(self) -> None:
@@ -111,8 +126,10 @@ class Link:
             raise ValueError("not a URL that the redis package can use") from None
         return redis.Redis(connection_pool=pool)
 
-    def _found(self) -> None:
+    def _found(self, began: float) -> None:
         with self._lock:
+            if began < self._failed:
+                return  # it may have been answered before Redis went: the next look tells
             lost, known = self._trouble, self._known
             self._trouble, self._known = "", True
         if lost and known:
@@ -122,6 +139,7 @@ class Link:
         with self._lock:
             if began < self._succeeded:
                 return  # another thread's command has been answered since: this is old news, or the next one fails too
+            self._failed = self._clock()
             known = bool(self._trouble) and self._known
             self._trouble, self._known = str(error) or type(error).__name__, True
         if not known and not self._closed:

@@ -69,7 +69,8 @@ class Reader:
             try:
                 self._look()
                 until = self._clock() + LOOK
-                while (left := until - self._clock()) > 0 and not self._closed.is_set():
+                # Where others have met trouble, a look ends it, or else meets it too.
+                while (left := until - self._clock()) > 0 and not (self._closed.is_set() or self._link.trouble):
                     self._read(left)
             except RedisUnavailableError:
                 self._closed.wait(_AGAIN)

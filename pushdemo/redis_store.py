@@ -113,6 +113,7 @@ class RedisStore:
         if not isinstance(claim, Claim):
             return self._end_turn(key, claim, entry)
         self._renewals.discard(claim.beat)
+        deletions = self._deletions
         try:
             value = encoded(self.name, entry.value, may_pickle=self._may_pickle) if entry else b""
         except BaseException:
@@ -122,7 +123,9 @@ class RedisStore:
         if not self._settled(claim, entry, value):
             self._end_turn(key, claim.turn, None)
             return False
-        return self._end_turn(key, claim.turn, entry, claim.name)
+        with self._lock:
+            # Another node may have deleted it again before it is here: then no copy, and the next call asks Redis.
+            return self._end_turn(key, claim.turn, entry if deletions == self._deletions else None, claim.name)
 
     def delete(self, key: Key) -> None:
         """See Store. Raises RedisUnavailableError where others cannot be told; the copy is gone all the same."""

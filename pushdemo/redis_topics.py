@@ -24,6 +24,7 @@ ENDED_FOR = 24 * 3600  # seconds that an ended topic is remembered; then it begi
 _LIVES = 5  # how often a topic may begin anew while one message is being published
 
 Place = tuple[int, int]  # an entry's id in the stream
+Known = tuple[str, str, int, str, bytes]  # see redis_scripts.py: the first of it is the epoch, or ""
 Fields = dict[bytes, bytes]
 Entry = tuple[bytes, Fields]  # as the client library gives it
 
@@ -57,9 +58,7 @@ class RedisTopic(Topic):
         self._link = link
         self._look = link.script(LOOK)
         self._publish = link.script(PUBLISH)
-        self._catching_up = (
-            threading.Lock()
-        )  # one at a time: what an earlier look has found is not taken for the latest
+        self._catching_up = threading.Lock()  # one at a time, so that what an earlier look has found is not the last
         self._notices = 0  # of the stream's, behind the last message; under the lock, as is all that follows
         self._nonce = b""  # of the newest entry, by which it is known again
         self._shared = False  # whether the epoch is one of Redis's
@@ -82,19 +81,20 @@ class RedisTopic(Topic):
         """Add an entry to the stream and to the mirror, and tell everyone here; None for an end.
 
         Raises LeaseLostError where `lease` has been given to someone else; RedisUnavailableError, after which the entry
-        may be in the stream or not: asked for again with the same `nonce`, it is added once. Raises RuntimeError once
-        the topic has ended.
+        may be in the stream or not: asked for again with the same `nonce`, it is added once, unless someone else's came
+        in between. Raises RuntimeError once the topic has ended.
         """
         nonce = nonce or secrets.token_hex(8)
         for _ in range(_LIVES):
             if self.ended or self.closed:
                 break
-            if lease and lease.epoch != self.epoch:
+            known = self.known()
+            epoch = known[0]  # of the same look, as the reader may find a new life meanwhile
+            if lease and lease.epoch != epoch:
                 raise LeaseLostError
-            epoch = self.epoch
             answer = self._publish(
                 [self.state, self.stream(epoch)],
-                [*self.known(), nonce, kind, body, lease.fence if lease else "", self.kept, ENDED_FOR],
+                [*known, nonce, kind, body, lease.fence if lease else "", self.kept, ENDED_FOR],
             )
             if answer[0] == b"added":
                 return self._added(epoch, (int(answer[1]), int(answer[2])), nonce, kind, body)
@@ -109,8 +109,9 @@ class RedisTopic(Topic):
             follows = place == ((self.number + 1, 0) if kind == "message" else (self.number, self._notices + 1))
             if epoch == self.epoch and follows:
                 self._take(place, nonce.encode(), kind, body, self.clock())
-        if not follows:
-            self.catch_up()  # others have published meanwhile
+        if not follows:  # others have published meanwhile
+            with suppress(RedisUnavailableError):  # which the reader will bring: this entry is in the stream
+                self.catch_up()
         self.tell()
         if kind == "end":
             return None
@@ -124,12 +125,15 @@ class RedisTopic(Topic):
     # -- what clients do
 
     def begin(self, last_event_id: str = "") -> Beginning:
-        """See Topic. An id that another node has given out a moment ago may be ahead of this mirror."""
+        """See Topic. An id that another node has given out a moment ago may be ahead of this mirror.
+
+        Clients that come back by the thousand do not wait for a Redis that is gone: then as far as the mirror goes.
+        """
         epoch, _, digits = last_event_id.rpartition("-")
         is_id = digits.isascii() and digits.isdigit() and len(digits) < 20
         if is_id and (epoch != self.epoch or int(digits) > self.number):
-            with suppress(RedisUnavailableError):  # then as far as the mirror goes
-                self.catch_up()
+            with suppress(RedisUnavailableError):
+                self.catch_up(patient=False)
         return super().begin(last_event_id)
 
     # -- the mirror
@@ -144,11 +148,11 @@ class RedisTopic(Topic):
         with self.changed:
             return self.stream(self.epoch), f"{self.number}-{self._notices}"
 
-    def known(self) -> list[str | bytes | int]:
+    def known(self) -> Known:
         """What the scripts begin with: by it they tell whether this Redis is the one that the mirror is of."""
         with self.changed:
             epoch = self.epoch if self._shared else ""
-            return [epoch, secrets.token_hex(4), self.number, f"{self.number}-{self._notices}", self._nonce]
+            return epoch, secrets.token_hex(4), self.number, f"{self.number}-{self._notices}", self._nonce
 
     def newest_message(self) -> Message | None:
         """The newest message in the mirror; under the lock."""
@@ -163,13 +167,16 @@ class RedisTopic(Topic):
             self._told = mark
         self._tell()
 
-    def catch_up(self) -> None:
+    def catch_up(self, *, patient: bool = True) -> None:
         """Take over what the stream has and the mirror has not, without telling anyone.
 
         Finds out whether the topic has begun a new life: in a Redis that was flushed or that went back to an older
-        copy of its data, the numbers begin again. Raises RedisUnavailableError.
+        copy of its data, the numbers begin again. Does nothing while Redis is known to be gone, unless `patient`.
+        Raises RedisUnavailableError.
         """
         with self._catching_up:
+            if not patient and self._link.trouble:  # whoever held the lock may have waited for that in vain
+                return
             found, number, notices = self._look([self.state, self.stream(self.epoch)], self.known())
             epoch = found.decode()
             with self.changed:

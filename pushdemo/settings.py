@@ -153,7 +153,10 @@ class Settings:
                 values["memorize_durations"][named[1]] = _converted(key, text, row)
                 continue
             if key not in table:
-                raise SettingsError(f"unknown setting {key} = {text}{_nearest(key, list(table))}")
+                near = difflib.get_close_matches(key, table, n=1, cutoff=0.0)[0]
+                given = "(not shown)" if table[near].metadata["secret"] else text
+                known = ", ".join(sorted(table))
+                raise SettingsError(f"unknown setting {key} = {given}; did you mean {near}? Known: {known}")
             row = table[key]
             values[row.name] = _converted(key, text, row)
         return cls(**values)
@@ -166,11 +169,6 @@ def _converted(key: str, text: Any, row: Field[Any]) -> Any:
     except ValueError:
         given = "(not shown)" if row.metadata["secret"] else text
         raise SettingsError(f"{key} = {given}: must be {convert.__doc__}, such as {_shown(row.default)}") from None
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"; did you mean {near[0]}? Known: {', '.join(sorted(known))}"
 
 
 def _shown(value: Any) -> str:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import cycle, pairwise
 from pathlib import Path
 
 import pytest
+from webtest import TestApp
 
+from pushdemo import main
 from tests.readers import Event, Reader
-from tests.redis_support import RedisServer, redis_server
+from tests.redis_support import redis_server
 from tests.support import PATIENCE, Client, Pserve, pserve, wait_until
 
 STREAM = "/server/index"
 LEADS = "this node makes the messages of topic server"
+RESIGNS = "another node may make the messages of topic server"
+MEMORIZED = "pushdemo.sources.clock.datetime_string"
 NODES = {"pushdemo.interval": 0.1, "pushdemo.heartbeat": 0.3, "pushdemo.longpoll.timeout": 1}
 
 
@@ -39,10 +44,9 @@ class Follower:
     def messages(self) -> int:
         return sum(event.kind == "message" for event in self.events)
 
-    def grow(self, by: int = 5) -> None:
-        """Wait for so many messages more."""
-        before = self.messages
-        wait_until(lambda: self.messages >= before + by or self._error, 2 * PATIENCE, "messages")
+    def reach(self, messages: int) -> None:
+        """Wait for so many messages."""
+        wait_until(lambda: self.messages >= messages or self._error, 2 * PATIENCE, "messages")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -89,25 +93,60 @@ class Follower:
         return [event.id or event.kind for event in self.events]
 
 
-class Cluster:
-    """Three nodes and a client of each, by another transport each."""
+def grow(followers: Sequence[Follower], by: int = 5) -> None:
+    """Wait for so many messages more, for each of them."""
+    goals = [follower.messages + by for follower in followers]
+    for follower, goal in zip(followers, goals, strict=True):
+        follower.reach(goal)
 
-    def __init__(self, redis: RedisServer, nodes: list[Pserve]) -> None:
-        self.redis = redis
-        self.nodes = nodes
-        ports = [node.port for node in nodes]
+
+class Nodes:
+    """Three nodes at one Redis, for all tests here: what a test has stopped is started anew before the next."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self.redis = stack.enter_context(redis_server(folder, durable=True))
+        self.running = [self._start() for _ in range(3)]
+
+    def _start(self, port: int = 0) -> Pserve:
+        ini = NODES | {"pushdemo.redis_url": self.redis.url, f"pushdemo.memorize.{MEMORIZED}.duration": 3600}
+        return self._stack.enter_context(pserve(self._folder, ini, port=port))
+
+    def mend(self) -> None:
+        assert self.redis.process
+        if self.redis.process.poll() is not None:
+            self.redis.start()
+        for number, node in enumerate(self.running):
+            if node.process.poll() is None:
+                node.process.send_signal(signal.SIGCONT)
+            else:
+                self.running[number] = self._start(node.port)
+
+
+class Cluster:
+    """The nodes, and a client of each, by another transport each."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.redis = nodes.redis
+        self.nodes = list(nodes.running)
+        ports = [node.port for node in self.nodes]
         # Whose node goes is sent to the next one, as a balancer does.
         self.followers = [
             Follower(transport, *ports[number:], *ports[:number])
             for number, transport in enumerate(("sse", "multipart", "longpoll"))
         ]
-        for follower in self.followers:
-            follower.grow()
+        grow(self.followers, 3)
 
     @property
     def leader(self) -> Pserve:
         """The node that makes the messages."""
         return max(self.nodes, key=lambda node: _last_line(node, LEADS))
+
+    def follower_elsewhere(self) -> Follower:
+        """A client of a node that does not make the messages."""
+        leader = self.leader
+        return next(each for each, node in zip(self.followers, self.nodes, strict=True) if node is not leader)
 
     def stop(self) -> None:
         for follower in self.followers:
@@ -120,22 +159,34 @@ def _last_line(node: Pserve, text: str) -> str:
     return lines[-1].partition(" [")[0] if lines else ""
 
 
-@pytest.fixture(params=[True], ids=["durable"])
-def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with ExitStack() as stack:
-        redis = stack.enter_context(redis_server(tmp_path, durable=request.param))
-        ini = NODES | {"pushdemo.redis_url": redis.url}
-        nodes = [stack.enter_context(pserve(tmp_path, ini)) for _ in range(3)]
-        made = Cluster(redis, nodes)
-        yield made
-        for node in nodes:
-            if node.process.poll() is None:
-                node.process.send_signal(signal.SIGCONT)
-        made.stop()
+        yield Nodes(tmp_path_factory.mktemp("cluster"), stack)
 
 
-def kill_the_leader(cluster: Cluster) -> None:
+@pytest.fixture
+def cluster(nodes: Nodes) -> Iterator[Cluster]:
+    nodes.mend()
+    made = Cluster(nodes)
+    yield made
+    nodes.mend()  # else its clients would wait for what is suspended
+    made.stop()
+
+
+def test_another_node_takes_over_from_one_that_is_killed_within_3_seconds_and_with_its_values(cluster: Cluster) -> None:
+    other = cluster.follower_elsewhere()
     cluster.leader.stop(signal.SIGKILL)
+    killed = time.monotonic()
+    grow(cluster.followers)
+    cluster.stop()
+    came = [moment for moment in other.came if moment > killed - 0.5]
+    silence = max(later - earlier for earlier, later in pairwise(came))
+    assert silence < 3
+    for follower in cluster.followers:
+        follower.check(resets=False)
+    texts = {re.sub("<[^>]*>", "", event.content) for event in other.events}
+    assert len(texts) == 1, "memorized by the first, and not computed again by the second"
 
 
 def pause_the_leader(cluster: Cluster) -> None:
@@ -145,7 +196,13 @@ def pause_the_leader(cluster: Cluster) -> None:
     leader.process.send_signal(signal.SIGSTOP)
     wait_until(lambda: [_last_line(node, LEADS) for node in others] != before, what="another leader")
     leader.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: _last_line(leader, "another node may make"), what="the old leader's resignation")
+    wait_until(lambda: _last_line(leader, RESIGNS) > max(before), what="the old leader's resignation")
+
+
+def kill_the_connections(cluster: Cluster) -> None:
+    for _ in range(5):
+        cluster.redis.client.client_kill_filter(_type="normal", skipme=True)
+        grow(cluster.followers[:1], 2)
 
 
 def restart_redis(cluster: Cluster) -> None:
@@ -153,64 +210,25 @@ def restart_redis(cluster: Cluster) -> None:
     cluster.redis.start()
 
 
-def kill_the_connections(cluster: Cluster) -> None:
-    for _ in range(5):
-        cluster.redis.client.client_kill_filter(_type="normal", skipme=True)
-        cluster.followers[0].grow(2)
-
-
 def have_redis_sleep(cluster: Cluster) -> None:
     cluster.redis.client.execute_command("DEBUG", "SLEEP", "4")
 
 
-def flush(cluster: Cluster) -> None:
-    cluster.redis.client.flushall()
-
-
 @pytest.mark.parametrize(
-    "harm", [kill_the_leader, pause_the_leader, restart_redis, kill_the_connections, have_redis_sleep]
+    "harm",
+    [
+        pause_the_leader,
+        pytest.param(restart_redis, marks=pytest.mark.heavy),  # these also in test_redis_topics.py, without processes
+        pytest.param(kill_the_connections, marks=pytest.mark.heavy),
+        pytest.param(have_redis_sleep, marks=pytest.mark.heavy),
+    ],
 )
 def test_no_client_misses_a_message_or_is_told_one_twice(cluster: Cluster, harm: Callable[[Cluster], None]) -> None:
     harm(cluster)
-    for follower in cluster.followers:
-        follower.grow(10)
+    grow(cluster.followers)
     cluster.stop()
     for follower in cluster.followers:
         follower.check(resets=False)
-
-
-def test_a_new_life_of_the_topic_is_told_as_a_reset(cluster: Cluster) -> None:
-    flush(cluster)
-    for follower in cluster.followers:
-        wait_until(lambda each=follower: "reset" in each.told, what="the reset")  # type: ignore[misc]
-        follower.grow(10)
-    cluster.stop()
-    for follower in cluster.followers:
-        follower.check(resets=True)
-        assert follower.told.count("reset") == 1
-
-
-@pytest.mark.parametrize("cluster", [False], ids=["forgetful"], indirect=True)
-def test_a_redis_that_comes_back_without_its_data_is_told_as_a_reset(cluster: Cluster) -> None:
-    restart_redis(cluster)
-    for follower in cluster.followers:
-        wait_until(lambda each=follower: "reset" in each.told, what="the reset")  # type: ignore[misc]
-        follower.grow(10)
-    cluster.stop()
-    for follower in cluster.followers:
-        follower.check(resets=True)
-
-
-def test_another_node_takes_over_within_3_seconds(cluster: Cluster) -> None:
-    leader = cluster.leader
-    other = next(each for each, node in zip(cluster.followers, cluster.nodes, strict=True) if node is not leader)
-    leader.process.send_signal(signal.SIGKILL)
-    killed = time.monotonic()
-    other.grow(10)
-    cluster.stop()
-    came = [moment for moment in other.came if moment > killed - 0.5]
-    silence = max(later - earlier for earlier, later in pairwise(came))
-    assert silence < 3
 
 
 def test_every_client_is_told_again_within_5_seconds_of_redis_return(cluster: Cluster) -> None:
@@ -218,12 +236,11 @@ def test_every_client_is_told_again_within_5_seconds_of_redis_return(cluster: Cl
     cluster.redis.kill()
     for port in (node.port for node in cluster.nodes):
         wait_until(lambda port=port: get(port, "/health/ready")[0] == 503, what="the trouble")  # type: ignore[misc]
-    wait_until(lambda: time.monotonic() - max(each.came[-1] for each in cluster.followers) > 3, what="a long silence")
+    wait_until(lambda: time.monotonic() - max(each.came[-1] for each in cluster.followers) > 1.5, what="a long silence")
     before = [follower.messages for follower in cluster.followers]
     cluster.redis.start()
     returned = time.monotonic()
-    for follower in cluster.followers:
-        follower.grow(10)
+    grow(cluster.followers)
     cluster.stop()
     for follower, told in zip(cluster.followers, before, strict=True):
         messages = [at for event, at in zip(follower.events, follower.came, strict=True) if event.kind == "message"]
@@ -231,13 +248,35 @@ def test_every_client_is_told_again_within_5_seconds_of_redis_return(cluster: Cl
         follower.check(resets=False)
 
 
-def test_the_value_is_computed_once_for_all_nodes(cluster: Cluster) -> None:
-    """The demo's messages are memorized for 15 s: on every node the same text, whichever made it first."""
+def flush(cluster: Cluster) -> None:
+    cluster.redis.client.flushall()
+
+
+def restart_redis_without_its_data(cluster: Cluster) -> None:
+    cluster.redis.kill()
+    shutil.rmtree(cluster.redis.folder / "appendonlydir")
+    cluster.redis.start()
+
+
+@pytest.mark.parametrize("harm", [flush, pytest.param(restart_redis_without_its_data, marks=pytest.mark.heavy)])
+def test_a_new_life_of_the_topic_is_told_as_one_reset(cluster: Cluster, harm: Callable[[Cluster], None]) -> None:
+    harm(cluster)
     for follower in cluster.followers:
-        follower.grow()
-    texts = [{event.content for event in follower.events[-5:]} for follower in cluster.followers]
-    found = [re.sub("<[^>]*>", "", text) for seen in texts for text in seen]
-    assert len(set(found)) <= 2, "one, or two where the 15 s have just passed"
+        wait_until(lambda each=follower: "reset" in each.told, what="the reset")  # type: ignore[misc]
+    grow(cluster.followers)
+    cluster.stop()
+    for follower in cluster.followers:
+        follower.check(resets=True)
+        assert follower.told.count("reset") == 1
+
+
+def test_a_session_of_another_node_is_410(nodes: Nodes) -> None:
+    one, other, _ = nodes.running
+    assert get(one.port, "/prime?key=K&after=0")[0] == 200
+    status, body = get(other.port, "/prime?key=K&after=1")
+    assert status == 410
+    assert b"lives in another process" in body
+    assert get(one.port, "/prime?key=K&after=1")[0] == 200
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
@@ -249,36 +288,31 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 def test_health_tells_of_redis_and_pages_go_on(tmp_path: Path) -> None:
     with redis_server(tmp_path) as redis:
         redis.kill()
-        with pserve(tmp_path, {"pushdemo.redis_url": redis.url.replace("//", "//user:swordfish@")}) as node:
+        url = redis.url.replace("//", "//default:swordfish@")  # the default user takes any password
+        with pserve(tmp_path, {"pushdemo.redis_url": url}) as node:
             assert get(node.port, "/health/live") == (200, b'{"live": true}')
             status, body = get(node.port, "/health/ready")
             assert status == 503
             assert b"Redis is not reachable" in body
-            assert b"swordfish" not in body
             page = get(node.port, "/status")[1]
             assert b"shares with others cannot be reached" in page
             assert b'id="trouble" role="status">' in page, "it is not hidden"
-            assert b"swordfish" not in page
             assert b"\npushdemo_ready 0.0\n" in get(node.port, "/metrics")[1]
             assert get(node.port, "/")[0] == 200
             assert node.log.count("is not reachable") == 1
-            assert "swordfish" not in node.log
-        with pserve(tmp_path, {"pushdemo.redis_url": redis.url}) as node:
             redis.start()
             wait_until(lambda: get(node.port, "/health/ready") == (200, b'{"ready": true}'), 5 + PATIENCE, "Redis")
             assert node.log.count(f"127.0.0.1:{redis.port} is back") == 1
+            assert b"swordfish" not in body + page + node.log.encode()
 
 
-def test_without_redis_a_node_is_ready(tmp_path: Path) -> None:
-    with pserve(tmp_path) as node:
-        assert get(node.port, "/health/ready") == (200, b'{"ready": true}')
-        assert b"\npushdemo_ready 1.0\n" in get(node.port, "/metrics")[1]
+def test_without_redis_a_node_is_ready() -> None:
+    app = TestApp(main({}))
+    assert app.get("/health/ready").json == {"ready": True}
+    assert "\npushdemo_ready 1.0\n" in app.get("/metrics").text
 
 
-def test_a_session_of_another_node_is_410(tmp_path: Path) -> None:
-    with pserve(tmp_path) as one, pserve(tmp_path) as other:
-        assert get(one.port, "/prime?key=K&after=0")[0] == 200
-        status, body = get(other.port, "/prime?key=K&after=1")
-        assert status == 410
-        assert b"lives in another process" in body
-        assert get(one.port, "/prime?key=K&after=1")[0] == 200
+def test_the_pages_of_generators_say_how_a_balancer_keeps_a_key_on_its_node() -> None:
+    app = TestApp(main({}))
+    for page in ("/primes", "/document", "/job"):
+        assert "hashes <code>key</code> in the query" in app.get(page).text

@@ -61,8 +61,8 @@ def member(shared: RedisServer) -> Iterator[Members]:
     """Makes members of one cluster."""
     space, made = namespace(), list[Member]()
 
-    def member(name: str, **options: Any) -> Member:
-        made.append(Member(shared, space, name, **options))
+    def member(name: str, server: RedisServer = shared, **options: Any) -> Member:
+        made.append(Member(server, space, name, **options))
         return made[-1]
 
     yield member
@@ -234,6 +234,73 @@ def test_after_a_flush_there_is_one_producer_again(fragile: RedisServer, pair: l
     for node, position in zip(pair, positions, strict=True):
         told = entries(node.news, position)
         assert told.count("(reset)") == 1 or told[0] == "(gap)"
+
+
+def test_a_lease_of_the_life_before_a_flush_is_not_taken_for_one_of_the_new_life(
+    fragile: RedisServer, member: Members
+) -> None:
+    """Fences begin at 1 in each life. A leader that has nothing to publish for long must notice all the same."""
+    node = member("a", interval=1000.0, server=fragile)
+    node.news.join()
+    grow(node.news, 1)
+    epoch = node.news.epoch
+    fragile.client.flushall()
+    node.news.catch_up()  # before the next beat, which would find out too
+    wait_until(lambda: node.news.epoch != epoch and node.news.number == 1, what="the first message of the new life")
+
+
+def test_a_new_life_that_is_found_in_the_middle_of_publishing_ends_the_lease(
+    fragile: RedisServer, member: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = member("a", server=fragile)
+    news, known = node.news, node.news.known
+    news.join()
+    grow(news)
+    lease = node.producer.lease
+    assert lease is not None
+    news.leave()
+    node.producer._linger = 0.0
+    wait_until(lambda: not node.leads, what="the end of the lease")
+
+    def known_after_a_flush() -> Any:
+        monkeypatch.undo()
+        fragile.client.flushall()
+        news.catch_up()
+        fragile.client.hset(news.state, "fence", lease.fence)  # somebody else's, in the new life
+        return known()
+
+    monkeypatch.setattr(news, "known", known_after_a_flush)
+    with pytest.raises(LeaseLostError):
+        news.append(b"late", "message", lease)
+    assert news.number == 0
+
+
+def test_a_source_that_ends_right_after_its_topic_has_been_ended_elsewhere_ends_without_an_error(
+    shared: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = namespace()
+    node, other = (Node(shared.url, space) for _ in range(2))
+    topic, ended = node.topic(), threading.Event()
+
+    def source() -> Iterator[str]:
+        yield "a"
+        other.topic().end()
+        ended.set()
+
+    topic.source = node.backend.producer(topic, source, None, around=nullcontext)
+    node.start()
+    topic.join()
+    assert ended.wait(20)
+    wait_until(lambda: not running("pushdemo-source-news"), what="the end of the source's thread")
+    assert entries(topic) == ["a"]
+    assert topic.ended
+    assert not caplog.records
+    for each in (node, other):
+        each.close()
+
+
+def running(name: str) -> bool:
+    return any(thread.name == name for thread in threading.enumerate())
 
 
 def test_a_source_that_ends_ends_the_topic_on_all_nodes_and_is_not_run_again(shared: RedisServer) -> None:

@@ -1,23 +1,29 @@
-"""The nginx configuration of deploy/: two nodes behind a real nginx, streams, sessions, health, a rolling restart."""
+"""deploy/nginx.conf and production.ini: two nodes behind a real nginx, streams, sessions, health, a rolling restart."""
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from pushdemo.settings import PREFIX, Settings
 from tests.readers import Reader
 from tests.redis_support import free_port, redis_server
 from tests.support import ROOT, Client, Pserve, pserve, require, wait_until
-from tests.test_redis_cluster import NODES, STREAM, Follower, get
+from tests.test_redis_cluster import NODES, STREAM, Follower, get, grow
 
 require(shutil.which("nginx"), "nginx", "nginx")
+
+INI = configparser.RawConfigParser(delimiters="=")
+INI.read(ROOT / "production.ini", encoding="utf-8")
 
 FRAME = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -38,7 +44,8 @@ class Site:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         redis = stack.enter_context(redis_server(folder))
         self.folder = folder
-        self.ini = NODES | {"pushdemo.redis_url": redis.url}
+        self.app = dict(INI["app:main"]) | NODES | {"pushdemo.redis_url": redis.url}
+        self.server = {key: value for key, value in INI["server:main"].items() if key != "listen"}
         self.nodes = [self.node(stack, 0) for _ in range(2)]
         self.port = free_port()
         site = (ROOT / "deploy" / "nginx.conf").read_text()
@@ -54,7 +61,7 @@ class Site:
         wait_until(self._answers, what="nginx")
 
     def node(self, stack: ExitStack, port: int) -> Pserve:
-        return stack.enter_context(pserve(self.folder, self.ini, port=port))
+        return stack.enter_context(pserve(self.folder, self.app, self.server, port))
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, (self.folder / "error.log").read_text()
@@ -74,9 +81,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_messages_come_through_as_they_are_published(site: Site, transport: str) -> None:
     with Reader(site.port, transport, STREAM, "Accept-Encoding: gzip") as reader:
         began = time.monotonic()
-        events = reader.take(12)
+        events = reader.take(4)
         assert {event.kind for event in events} == {"message"}
-        assert time.monotonic() - began > 0.5, "one by one, and not in a bunch"
+        assert time.monotonic() - began > 0.1, "one by one, and not in a bunch"
         assert b"content-encoding" not in reader.raw.lower().partition(b"\r\n\r\n")[0]
 
 
@@ -98,6 +105,12 @@ def test_sessions_are_on_both_nodes(site: Site) -> None:
     assert set(here) == {200, 410}
 
 
+def test_production_ini_shows_every_key_with_its_default() -> None:
+    shown = {key: value for key, value in INI["app:main"].items() if key.startswith(PREFIX)}
+    assert Settings.from_ini(shown) == Settings()
+    assert len(shown) == len(fields(Settings)) - 1, "all but the durations of single functions"
+
+
 def test_health_is_answered_and_told_to_nobody_else(site: Site) -> None:
     assert get(site.port, "/health/ready") == (200, b'{"ready": true}')
     conf = (ROOT / "deploy" / "nginx.conf").read_text()
@@ -106,18 +119,15 @@ def test_health_is_answered_and_told_to_nobody_else(site: Site) -> None:
 
 def test_in_a_rolling_restart_no_client_misses_a_message(site: Site) -> None:
     followers = [Follower(transport, site.port) for transport in ("sse", "multipart", "longpoll", "sse", "jsonlines")]
-    for follower in followers:
-        follower.grow()
+    grow(followers)
     with ExitStack() as stack:
         for number, node in enumerate(site.nodes):
             assert node.stop() == 0
             with Client(site.port) as client:
                 assert client.get("/").head()[0] == 200, "the other node serves the page"
-            for follower in followers:
-                follower.grow()
+            grow(followers, 3)
             site.nodes[number] = site.node(stack, node.port)
-            for follower in followers:
-                follower.grow()
+            grow(followers, 3)
         for follower in followers:
             follower.stop()
             follower.check(resets=False)

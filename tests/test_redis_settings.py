@@ -84,6 +84,11 @@ def test_publishing_without_redis_is_a_503_that_says_when_to_try_again() -> None
     app.registry["pushdemo.backend"].close()
 
 
+def test_a_password_is_not_shown_where_the_key_is_misspelt() -> None:
+    with pytest.raises(SettingsError, match=r"pushdemo\.redis_ulr = \(not shown\); did you mean pushdemo\.redis_url"):
+        Settings.from_ini({"pushdemo.redis_ulr": "redis://:swordfish@example.org"})
+
+
 def test_a_password_is_not_in_what_is_shown_of_the_settings() -> None:
     settings = Settings.from_ini({"pushdemo.redis_url": "redis://:swordfish@example.org"})
     assert settings.redis_url == "redis://:swordfish@example.org"
