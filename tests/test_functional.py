@@ -145,7 +145,7 @@ def test_head_ends_at_once_and_starts_nothing() -> None:
 
 
 def test_20_clients_get_each_message_at_the_same_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    interval, rounds = 0.5, 12
+    interval, rounds = 0.25, 10
     with pserve(tmp_path, {"pushdemo.interval": interval}) as running, ExitStack() as stack:
         clients = []
         start = time.monotonic()
@@ -157,7 +157,7 @@ def test_20_clients_get_each_message_at_the_same_moment(tmp_path: Path, capsys: 
     median, most = statistics.median(spreads), max(spreads)
     with capsys.disabled():
         print(f"\n20 clients, {len(spreads)} messages, spread: median {median * 1e3:.2f} ms, max {most * 1e3:.2f} ms")
-    assert median < interval / 10
+    assert median < 0.05
 
 
 def arrivals(clients: list[Client], rounds: int) -> list[dict[int, float]]:
@@ -263,20 +263,16 @@ def test_a_finished_source_ends_the_stream_with_the_closing_boundary(awkward: Ps
 def test_the_duration_in_the_ini_is_how_long_a_value_is_shown(tmp_path: Path) -> None:
     settings = {"pushdemo.interval": SHORT}
     with pserve(tmp_path, settings | {"pushdemo.memorize.duration": 0}) as running:
-        assert len(shown(running.port, seconds=2)) > 1
+        assert len(shown(running.port)) > 1
     with pserve(tmp_path, settings | {"pushdemo.memorize.duration": 60}, port=running.port) as running:
-        assert len(shown(running.port, seconds=2)) == 1
+        assert len(shown(running.port)) == 1
 
 
-def shown(port: int, seconds: float) -> set[str]:
-    """The different texts that one client is shown within so many seconds."""
+def shown(port: int) -> set[str]:
+    """The different texts that one client is shown in more than a second: they are times in whole seconds."""
     with Client(port) as client:
         stream = Parts(client.get(STREAM))
-        found = {message(stream.take()[1])}
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found.add(message(stream.take()[1]))
-    return found
+        return {message(stream.take()[1]) for _ in range(7)}
 
 
 @pytest.mark.parametrize(

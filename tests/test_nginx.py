@@ -19,7 +19,7 @@ from tests.support import PATIENCE, Client, Pserve, chromium, pserve, require, w
 require(shutil.which("nginx"), "nginx", "nginx")
 
 STREAM = "/server/index"
-INTERVAL = 0.15  # seconds from one message to the next
+INTERVAL = 0.1  # seconds from one message to the next
 HEARTBEAT = 1  # seconds
 BOUND = 60.0  # seconds: a browser on a busy machine takes its time
 
@@ -127,7 +127,7 @@ def test_messages_come_through_as_they_are_made(running: Pserve, port: int, tran
         first = number(reader.next())
         for expected in range(first + 1, first + 5):
             assert number(reader.next()) == expected
-            assert newest(running) <= expected + 3, "the proxy has kept it back"  # it would keep 4 KB: some 15 messages
+            assert newest(running) <= expected + 4, "the proxy has kept it back"  # it would keep 4 KB: some 15 messages
 
 
 def test_heartbeats_come_through(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def received(driver: Any) -> int:
     return int(text(driver, "received"))
 
 
-@pytest.mark.parametrize("house", LIVE)
+@pytest.mark.parametrize("house", ["plain", "gzip", pytest.param("http11", marks=pytest.mark.heavy)])
 def test_push_js_is_live_by_each_transport(chrome: Any, ports: dict[str, int], house: str) -> None:
     chrome.get(f"http://127.0.0.1:{ports[house]}/")
     for transport in (*TRANSPORTS, "multipart"):
@@ -213,7 +213,7 @@ def test_push_js_is_live_by_each_transport(chrome: Any, ports: dict[str, int], h
     assert text(chrome, "used").startswith("4 of")
 
 
-@pytest.mark.parametrize("transport", STREAMS)
+@pytest.mark.parametrize("transport", ["multipart", "sse", pytest.param("jsonlines", marks=pytest.mark.heavy)])
 def test_push_js_falls_back_behind_a_deaf_proxy_and_says_so(chrome: Any, ports: dict[str, int], transport: str) -> None:
     chrome.get(f"http://127.0.0.1:{ports['deaf']}/")
     choose(chrome, transport)

@@ -30,7 +30,7 @@ from tests.support import PATIENCE, ROOT, Client, wait_until
 STREAMS = ("multipart", "sse", "jsonlines")
 THREADS = 4
 MAX_THREADS = THREADS - 1
-INI = {"pushdemo.max_threads": str(MAX_THREADS), "pushdemo.heartbeat": "0.1", "pushdemo.longpoll.timeout": "0.3"}
+INI = {"pushdemo.max_threads": str(MAX_THREADS), "pushdemo.heartbeat": "0.03", "pushdemo.longpoll.timeout": "0.3"}
 
 
 class Threaded(ThreadingMixIn, WSGIServer):

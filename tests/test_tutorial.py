@@ -1,4 +1,4 @@
-"""docs/tutorial.md, followed to the letter: its files written, its commands run, what they print compared.
+"""docs/tutorial.md, followed to the letter but for its port: files written, commands run, what they print compared.
 
 Where CI=true, the environment is made as it says. Elsewhere that takes too long and a network: there `env` is the
 environment that runs the tests.
@@ -37,14 +37,18 @@ class Block(NamedTuple):
     text: str
 
 
-BLOCKS = [Block(*found) for found in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))]
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+BLOCKS = [Block(*found) for found in BLOCK.findall(TUTORIAL)]
+ADDRESS = "127.0.0.1:6561"  # the tutorial's, which may be somebody's on this machine
 
 
 class Reader:
-    """Who follows the tutorial, in a folder of their own; `server` is what runs in the other terminal."""
+    """Who follows the tutorial, in a folder and at an address of their own; `server` runs in the other terminal."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            self.address = "{}:{}".format(*sock.getsockname())
         self.server: subprocess.Popen[bytes] | None = None
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -62,16 +66,15 @@ class Reader:
     def serve(self, command: str) -> None:
         """Run the server until `stop`, or until it is started again."""
         self.stop()
-        ini = (self.folder / "site.ini").read_text(encoding="utf-8")
-        (port,) = re.findall(r"^listen = 127\.0\.0\.1:(\d+)$", ini, re.MULTILINE)
+        assert f"\nlisten = {self.address}\n" in (self.folder / "site.ini").read_text(encoding="utf-8")
         self.server = subprocess.Popen(["bash", "-c", f"exec env {command}"], cwd=self.folder, env=self.environ)
-        wait_until(lambda: self.listens(int(port)), what="the tutorial's server")
+        wait_until(self.listens, what="the tutorial's server")
 
-    def listens(self, port: int) -> bool:
+    def listens(self) -> bool:
         assert self.server
         assert self.server.poll() is None, "the tutorial's server has ended"
         with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", port)) == 0
+            return sock.connect_ex(("127.0.0.1", int(self.address.partition(":")[2]))) == 0
 
     def stop(self) -> None:
         """Ctrl-C."""
@@ -104,23 +107,24 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
             (shop.folder / "env").symlink_to(sys.prefix)
         printed = ""
         for block in BLOCKS:
+            text = block.text.replace(ADDRESS, shop.address)
             if block.file:
-                (shop.folder / block.file).write_text(block.text, encoding="utf-8")
+                (shop.folder / block.file).write_text(text, encoding="utf-8")
                 if block.file == "page.html":
                     assert_live(shop)
             elif block.language == "text":
-                assert matches(block.text, printed), f"expected:\n{block.text}printed:\n{printed}"
-            elif "env/bin/pserve" in block.text:
-                shop.serve(block.text)
-            elif in_full or "python3 -m venv" not in block.text:
-                printed = shop.run(block.text)
+                assert matches(text, printed), f"expected:\n{text}printed:\n{printed}"
+            elif "env/bin/pserve" in text:
+                shop.serve(text)
+            elif in_full or "python3 -m venv" not in text:
+                printed = shop.run(text)
 
 
 def assert_live(shop: Reader) -> None:
     """The page in Chromium shows prices, and others without a reload; its console is empty."""
-    (address,) = set(re.findall(r"<(http://[\d.:]+/)>", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")))
+    assert set(re.findall(r"<(http://[\d.:]+/)>", TUTORIAL)) == {f"http://{ADDRESS}/"}
     with chromium() as chrome:
-        chrome.get(address)
+        chrome.get(f"http://{shop.address}/")
 
         def shown() -> list[str]:
             return [chrome.find_element(By.ID, fruit).text for fruit in ("apples", "pears")]
