@@ -5,10 +5,10 @@ measurement; the order turns from round to round. Printed are medians over the r
 own ratios: what the machine does meanwhile falls on all alike.
 
 A hit is a call of a function whose value is there. A miss is a call with a new argument, of a function that returns it;
-a contender that is bounded keeps 1024 values. Both are CPU time of the thread, or with 8 threads of the process: what
-else the machine does is not in it. A stampede is 100 threads that at one moment call a function which takes 20 ms: how
-often is it called, how many raise, after how many ms of real time has the last of them its answer, and the last of
-those who did not compute?
+a contender that is bounded keeps 1024 values. Both are CPU time of the thread, or of the process where it is threads
+that hit, 8 or one of them, as often in sum: what else the machine does is not in it. A stampede is 100 threads that at
+one moment call a function which takes 20 ms: how often is it called, how many raise, after how many ms of real time has
+the last of them its answer, and the last of those who did not compute?
 """
 
 from __future__ import annotations
@@ -143,18 +143,18 @@ def miss(decorate: Decorate) -> float:
     return (time.thread_time_ns() - start) / MISSES
 
 
-def hit_threads(decorate: Decorate) -> float:
-    """Nanoseconds of a hit with no arguments, 8 threads taken together."""
+def hit_threads(decorate: Decorate, count: int = THREADS) -> float:
+    """Nanoseconds of a hit with no arguments, `count` threads taken together: as many hits however many they are."""
     call = decorate(no_arguments, LONG)
     call()
-    gate = threading.Barrier(THREADS + 1)
+    gate = threading.Barrier(count + 1)
 
     def work() -> None:
         gate.wait()
-        for _ in range(CALLS):
+        for _ in range(THREADS * CALLS // count):
             call()
 
-    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
     start = time.process_time_ns()
@@ -208,6 +208,7 @@ COSTS: dict[str, Callable[[Decorate], float]] = {
     "hit, no arguments": hit_none,
     "hit, 2 arguments": hit_two,
     "hit, 8 threads": hit_threads,
+    "hit, 1 such thread": functools.partial(hit_threads, count=1),
     "miss": miss,
 }
 CROWDS: dict[str, Callable[[Decorate], Crowd]] = {
@@ -262,9 +263,10 @@ def crowds_table(crowds: dict[str, dict[str, list[Crowd]]]) -> list[list[str]]:
 
 def bars(costs: dict[str, dict[str, list[float]]], crowds: dict[str, dict[str, list[Crowd]]]) -> list[list[str]]:
     """What `memorize` must reach, and what it reached."""
-    none, two, eight = (costs[each] for each in ("hit, no arguments", "hit, 2 arguments", "hit, 8 threads"))
+    none, two, eight, one = (costs[each] for each in list(COSTS)[:4])
     threads = {
-        name: median(many / one for many, one in zip(eight[name], none[name], strict=True)) for name in (OURS, LRU, TTL)
+        name: median(many / alone for many, alone in zip(eight[name], one[name], strict=True))
+        for name in (OURS, LRU, TTL)
     }
     cold, old, raised = (crowds[each][OURS] for each in CROWDS)
     fast = f"{max(each.calls for each in old)}; {median(each.slowest for each in old):.2f} ms in the median round"
