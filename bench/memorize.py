@@ -225,8 +225,8 @@ def measured(rounds: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, 
     names = list(CONTENDERS)
     for turn in range(rounds):
         order = names[turn % len(names) :] + names[: turn % len(names)]
-        for each, cost in COSTS.items():
-            for name in order:
+        for name in order:
+            for each, cost in COSTS.items():  # 8 threads and one right behind each other
                 costs[each][name].append(cost(CONTENDERS[name]))
         for each, crowd in CROWDS.items():
             for name in order:
