@@ -7,7 +7,6 @@ process share nothing. Runs while the application is configured; what it leaves 
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import weakref
 from collections.abc import Callable
@@ -96,10 +95,7 @@ def add_topic(
         if not callable(source):
             raise TypeError(f"topic {name}: its source must be a function or a generator function, not {source!r}")
         pace = settings.interval if interval is None else interval
-        if not 0 <= pace < math.inf:
-            raise ValueError(f"topic {name}: interval = {pace}: must be a number of seconds, 0 or more")
-        # 0 is a generator's own pace; a function that is called again at once, for ever, is refused below.
-        topic.source = backend.producer(topic, source, pace or None, around=registry["pushdemo.caches"].active)
+        topic.source = backend.producer(topic, source, pace, around=registry["pushdemo.caches"].active)
     introspectable = config.introspectable("pushdemo topics", name, name, "topic")
     introspectable.update(name=name, source=source, content_type=content_type)
     config.action(

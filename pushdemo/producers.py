@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +25,8 @@ LONGEST_PAUSE = 60.0  # seconds between two tries of a source that goes on faili
 class Producer:
     """Runs `source` for `topic` every `interval` seconds while someone listens.
 
-    With `interval` None a generator paces itself. `around` makes a context that the source runs in. Raises ValueError
-    for a function without an interval, TypeError for a coroutine function.
+    With `interval` None or 0 a generator paces itself. `around` makes a context that the source runs in. Raises
+    ValueError for an interval that will not do and a function without one, TypeError for a coroutine function.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Producer:
     ) -> None:
         if inspect.iscoroutinefunction(source) or inspect.isasyncgenfunction(source):
             raise TypeError(f"the source of topic {topic.name} must be a function or a generator function, not async")
-        if interval is not None and interval < 0:
-            raise ValueError(f"the interval of topic {topic.name} is {interval:g}: it must be 0 seconds or more")
+        if interval is not None and not 0 <= interval < math.inf:
+            raise ValueError(f"topic {topic.name}: interval = {interval}: must be a number of seconds, 0 or more")
+        # 0 is a generator's own pace; a function would be called again at once, for ever.
         if not interval and not inspect.isgeneratorfunction(source):
             raise ValueError(f"the source of topic {topic.name} is a function: it needs an interval in seconds")
         self.topic = topic
