@@ -15,7 +15,7 @@ from pushdemo import transports
 from pushdemo.framing import Frame, ending
 from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.messages import Message
-from pushdemo.sending import FAILED, send_each
+from pushdemo.sending import FAILED, offer, send_each
 from pushdemo.subscriptions import Subscription, retry_hint
 from pushdemo.topics import Topic
 
@@ -198,11 +198,8 @@ class Stream:
     def _send_rest(self) -> bool:
         """Send what is under way; whether the client can be given more."""
         assert self.rest is not None
-        try:
-            sent = self.sock.send(self.rest)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
+        sent = offer(self.sock, self.rest)
+        if sent == FAILED:
             self.drop()
             return False
         if sent:
@@ -219,12 +216,9 @@ class Stream:
 
     def keep(self, data: bytes, sent: int) -> bool:
         """Keep what the socket has not taken of `data`; whether the client is still there."""
-        try:
-            if sent == FAILED:
-                sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
+        if sent == FAILED:  # full, or gone
+            sent = offer(self.sock, data)
+        if sent == FAILED:
             self.drop()
             return False
         if sent < len(data):

@@ -14,6 +14,7 @@ from typing import Protocol
 from pushdemo.framing import Frame, ending
 from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.metrics import Tally
+from pushdemo.sending import FAILED, offer
 from pushdemo.subscriptions import Pace, retry_hint
 from pushdemo.transports import Transport
 
@@ -108,11 +109,8 @@ class Pull:
 
     def _send(self, data: bytes | memoryview) -> None:
         waited = bool(self.rest)
-        try:
-            sent = self.sock.send(data) if data else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError:
+        sent = offer(self.sock, data) if data else 0
+        if sent == FAILED:
             self.drop()
             return
         if sent:

@@ -39,6 +39,16 @@ def send(sock: socket.socket, data: bytes) -> int:
     return sock.send(data) if sent == FAILED else sent  # which raises what is the matter
 
 
+def offer(sock: socket.socket, data: bytes | memoryview) -> int:
+    """How many bytes of `data` a non-blocking socket takes, none where it is full; FAILED where its client is gone."""
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return FAILED
+
+
 def send_each(sockets: Collection[socket.socket], data: bytes) -> list[int]:
     """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED.
 
