@@ -1,6 +1,7 @@
 """The bench's application on pushdemo's own server: one topic, a plain page, and a thread that publishes.
 
-usage: app.py PORT RATE. launch.py starts it, with the checkout and bench/peers on the path.
+usage: app.py PORT RATE CLIENTS [--no-ring]. launch.py starts it, with the checkout and bench/peers on the path. With
+`--no-ring` it is what it is where the kernel has no io_uring, or where a container's profile forbids it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 
+from pushdemo import sending
 from pushdemo.server import Server
 
 
@@ -47,5 +49,11 @@ def main(port: int, rate: float) -> None:
     Server(app, listen=f"127.0.0.1:{port}", threads=4).run()
 
 
+def forbidden() -> None:
+    raise PermissionError
+
+
 if __name__ == "__main__":
+    if "--no-ring" in sys.argv:
+        sending.Ring = forbidden
     main(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,8 +1,8 @@
-/* The limit: a bare loop of send(), what the kernel itself asks for one message to every client.
+/* The yardstick: a bare loop of send(), what the kernel itself asks for one message to every client.
  *
  * usage: send_loop PORT RATE. One thread. It greets each connection without reading its request (no request, no HTTP, no
- * look at who left), and RATE times a second makes one message and sends it to every socket. Nothing that pushes
- * messages over TCP can cost less here, short of sharing a system call between sockets.
+ * look at who left), and RATE times a second makes one message and sends it to every socket. What pushes messages over TCP
+ * can cost less only by sharing a system call between sockets.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -48,9 +48,9 @@ class Server:
     ours: bool = False
 
 
-def script(path: Path) -> Command:
-    """A Python file that takes PORT, RATE and CLIENTS."""
-    return lambda start: [start.python, str(path), str(start.port), str(start.rate), str(start.clients)]
+def script(path: Path, *options: str) -> Command:
+    """A Python file that takes PORT, RATE, CLIENTS and its own options."""
+    return lambda start: [start.python, str(path), str(start.port), str(start.rate), str(start.clients), *options]
 
 
 def bare_loop(start: Start) -> list[str]:
@@ -86,6 +86,13 @@ def uvicorn(start: Start) -> list[str]:
 SERVERS = (
     Server("send loop", bare_loop, page=False),
     Server("pushdemo", script(BENCH / "app.py"), ("pyramid", "waitress"), modes=("fanout", "hold", "polls"), ours=True),
+    Server(
+        "pushdemo, no io_uring",
+        script(BENCH / "app.py", "--no-ring"),
+        ("pyramid", "waitress"),
+        modes=("fanout",),
+        ours=True,
+    ),
     Server("Nchan", nchan, debian=("nginx", "libnginx-mod-nchan"), beside=script(PEERS / "nchan_publish.py")),
     Server("gunicorn + gevent", gunicorn, ("gunicorn", "gevent", "packaging")),
     Server(

@@ -15,7 +15,7 @@ from pushdemo import transports
 from pushdemo.framing import Frame, ending
 from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.messages import Message
-from pushdemo.sending import FAILED, offer, send_each
+from pushdemo.sending import FAILED, offer
 from pushdemo.subscriptions import Subscription, retry_hint
 from pushdemo.topics import Topic
 
@@ -135,7 +135,7 @@ class Group:
     def write(self, data: bytes, message: Message | None = None, reset: bool = False) -> None:
         """Write `data`, an entry or what keeps the stream alive, to all that are current."""
         size = len(data)
-        taken = send_each(self.current.values(), data)
+        taken = self.feed.hub.sender.send_each(self.current.values(), data)
         self.written = self.feed.hub.clock()
         clients = len(taken)
         if taken.count(size) < clients:

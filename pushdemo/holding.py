@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
+from pushdemo.sending import Sender
+
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -22,6 +24,7 @@ class Holder(Protocol):
 
     clock: Callable[[], float]  # seconds
     selector: selectors.BaseSelector
+    sender: Sender
 
     def call(self, function: Callable[[], None]) -> None:
         """Have the hub's thread call `function`. For any thread."""

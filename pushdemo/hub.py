@@ -20,6 +20,7 @@ from pushdemo.framing import Frame, chunk, ending, whole
 from pushdemo.holding import READ
 from pushdemo.polls import Poll, Reply, send_off
 from pushdemo.pulls import Pull, Pulled
+from pushdemo.sending import Sender
 from pushdemo.subscriptions import LongPoll, Subscription, retry_hint
 from pushdemo.topics import Topic
 
@@ -47,6 +48,7 @@ class Hub:
         self._emptied: set[Hashable] = set()  # feeds that may have nobody left, and pulls that are over
         self._swept = clock()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
+        self.sender = Sender()
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
@@ -200,6 +202,7 @@ class Hub:
             self._finished = True
         self._do_calls()
         self.selector.close()
+        self.sender.close()
         self._ear.close()
         self._bell.close()
 

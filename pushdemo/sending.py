@@ -1,5 +1,8 @@
 """The same bytes to many sockets: the loop that everything costs. Knows sockets only. The hub's thread runs it.
 
+Where the kernel has io_uring and allows it, hundreds of sends share a system call (ring.py), which costs less than a
+loop of `send` in C does (bench/README.md), and other threads run meanwhile. Else `map` calls `send`:
+
 `socket.send` lets go of the interpreter's lock for its system call. Another thread that computes meanwhile, a page that
 is being rendered say, may then keep the lock for its whole switch interval (5 ms) at each send: a message to 500
 clients takes ten times as long (bench/busy.py). A send to a non-blocking socket takes microseconds and waits for
@@ -10,13 +13,21 @@ batches.
 from __future__ import annotations
 
 import ctypes
+import logging
 import socket
 import sys
 import time
 from collections.abc import Callable, Collection
 from itertools import islice, repeat
 
+if sys.platform == "linux":
+    from pushdemo.ring import Ring
+
+log = logging.getLogger("pushdemo")
+
 FAILED = -1
+
+MANY = 64  # sockets; a ring costs more than it saves below
 
 _BATCH = 32  # sockets, a quarter of a millisecond
 
@@ -49,8 +60,35 @@ def offer(sock: socket.socket, data: bytes | memoryview) -> int:
         return FAILED
 
 
+class Sender:
+    """Sends the same bytes to many sockets, for one thread. Close it."""
+
+    def __init__(self) -> None:
+        self._ring = _opened()
+
+    def send_each(self, sockets: Collection[socket.socket], data: bytes) -> list[int]:
+        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED."""
+        if self._ring and len(sockets) >= MANY:
+            return self._ring.send_each(sockets, data)
+        return send_each(sockets, data)
+
+    def close(self) -> None:
+        if self._ring:
+            self._ring.close()
+
+
+def _opened() -> Ring | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        return Ring()
+    except (AttributeError, OSError, ValueError) as error:  # the C library has no syscall(2), or the kernel no io_uring
+        log.info("there is no io_uring here (%s): each send is a system call of its own", error)
+        return None
+
+
 def send_each(sockets: Collection[socket.socket], data: bytes) -> list[int]:
-    """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED.
+    """As a `Sender`'s, one system call for each.
 
     No Python runs for a single socket: `map` calls one C function for each of a batch, so that a client costs little
     more than its system call.

@@ -1,17 +1,38 @@
-"""Marks: `heavy` tests run where CI=true, or when they are asked for with `-m heavy`."""
+"""Marks: `heavy` tests run where CI=true, or with `-m heavy`; `io_uring` ones where the kernel has it."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "heavy: a size for a machine with nothing else to do; run with `-m heavy`")
+    config.addinivalue_line("markers", "io_uring: deselected where the kernel has none, or forbids it")
+
+
+def pytest_report_header() -> str:
+    return f"io_uring: {'yes' if has_io_uring() else 'no, its tests are deselected'}"
+
+
+def has_io_uring() -> bool:
+    if sys.platform != "linux":
+        return False
+    from pushdemo.ring import Ring
+
+    try:
+        Ring().close()
+    except OSError:
+        return False
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not has_io_uring() and (left_out := [item for item in items if "io_uring" in item.keywords]):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if os.environ.get("CI") == "true" or "heavy" in config.getoption("markexpr"):
         return
     skip = pytest.mark.skip(reason="heavy: run with `-m heavy`, or CI=true")

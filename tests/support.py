@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,22 @@ def wait_until(condition: Any, timeout: float = PATIENCE, what: str = "what the 
             pytest.fail(f"{what} did not come within {timeout} s")
         threading.Event().wait(0.01)
     return value
+
+
+def fill(sock: socket.socket) -> None:
+    """Write to a non-blocking socket until it takes no more."""
+    with suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(65_536))
+
+
+def at_once(sock: socket.socket) -> bytes:
+    """What can be read without waiting; nothing where there is nothing."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(65_536)
+    except BlockingIOError:
+        return b""
 
 
 class Pserve:

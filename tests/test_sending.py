@@ -1,17 +1,19 @@
-"""The same bytes to many sockets: who has taken how much, whether or not another thread wants the interpreter."""
+"""The same bytes to many sockets: who has taken how much, by a ring, by `send`, and while another thread computes."""
 
 from __future__ import annotations
 
+import errno
 import itertools
+import logging
 import socket
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 
 from pushdemo import sending
-from pushdemo.sending import FAILED, send, send_each
+from pushdemo.sending import FAILED, MANY, Sender, send
+from tests.support import at_once, fill
 
 SMALL = 4096  # bytes of a socket's buffer
 MUCH = b"x" * 100_000
@@ -44,28 +46,35 @@ def pairs() -> Iterator[Pairs]:
     made.close()
 
 
-@pytest.fixture(params=[0.0, 1.0], ids=["alone", "contended"])
-def contended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at the clock is so many seconds after the one before, as if another thread had kept the lock."""
-    ticks = itertools.count(step=request.param)
-    monkeypatch.setattr(sending, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+SendEach = Callable[[list[socket.socket], bytes], list[int]]
 
 
-def fill(sock: socket.socket) -> None:
-    with suppress(BlockingIOError):
-        while True:
-            sock.send(MUCH)
+def forbidden() -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
 
 
-@pytest.mark.usefixtures("contended")
-def test_each_socket_is_given_the_bytes_once(pairs: Pairs) -> None:
+@pytest.fixture(params=[pytest.param("ring", marks=pytest.mark.io_uring), "alone", "contended"])
+def send_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendEach]:
+    if request.param == "ring":
+        monkeypatch.setattr(sending, "MANY", 1)
+    else:
+        monkeypatch.setattr(sending, "Ring", forbidden)
+    if request.param == "contended":
+        # Each look at the clock is a second after the one before, as if another thread had kept the lock.
+        ticks = itertools.count()
+        monkeypatch.setattr(sending, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    sender = Sender()
+    yield sender.send_each
+    sender.close()
+
+
+def test_each_socket_is_given_the_bytes_once(send_each: SendEach, pairs: Pairs) -> None:
     pairs.add(100)
     assert send_each(pairs.ours, b"a message") == [9] * 100
     assert [sock.recv(100) for sock in pairs.theirs] == [b"a message"] * 100
 
 
-@pytest.mark.usefixtures("contended")
-def test_those_that_take_nothing_are_told_apart_wherever_they_are(pairs: Pairs) -> None:
+def test_those_that_take_nothing_are_told_apart_wherever_they_are(send_each: SendEach, pairs: Pairs) -> None:
     pairs.add(70)
     full, gone = (0, 31, 32, 33, 69), (1, 40, 68)
     for number in full:
@@ -76,24 +85,15 @@ def test_those_that_take_nothing_are_told_apart_wherever_they_are(pairs: Pairs) 
     assert send_each(pairs.ours, b"m") == expected
 
 
-@pytest.mark.usefixtures("contended")
-def test_a_socket_that_takes_a_part_says_how_much(pairs: Pairs) -> None:
+def test_a_socket_that_takes_a_part_says_how_much(send_each: SendEach, pairs: Pairs) -> None:
     pairs.add(3)
     first, _, _ = taken = send_each(pairs.ours, MUCH)
     assert 0 < first < len(MUCH)
     assert taken == [first] * 3
-    assert len(b"".join(iter(lambda: read(pairs.theirs[1]), b""))) == first
+    assert len(b"".join(iter(lambda: at_once(pairs.theirs[1]), b""))) == first
 
 
-def read(sock: socket.socket) -> bytes:
-    sock.setblocking(False)
-    try:
-        return sock.recv(65_536)
-    except BlockingIOError:
-        return b""
-
-
-def test_to_nobody_nothing_is_sent() -> None:
+def test_to_nobody_nothing_is_sent(send_each: SendEach) -> None:
     assert send_each([], b"m") == []
 
 
@@ -115,3 +115,26 @@ def test_where_the_c_function_is_not_found_python_s_own_is_called(
     pairs.add()
     assert send(pairs.ours[0], b"m") == 1
     assert pairs.theirs[0].recv(10) == b"m"
+
+
+def test_a_few_sockets_are_not_worth_a_ring(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[str] = []
+    ring = SimpleNamespace(send_each=lambda *_: ways.append("ring"), close=lambda: None)
+    monkeypatch.setattr(sending, "Ring", lambda: ring)
+    monkeypatch.setattr(sending, "send_each", lambda *_: ways.append("send"))
+    pairs.add(MANY)
+    Sender().send_each(pairs.ours[1:], b"m")
+    Sender().send_each(pairs.ours, b"m")
+    assert ways == ["send", "ring"]
+
+
+def test_where_the_kernel_forbids_a_ring_the_log_says_so_and_send_is_called(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sending, "Ring", forbidden)
+    caplog.set_level(logging.INFO, "pushdemo")
+    sender = Sender()
+    pairs.add(MANY)
+    assert sender.send_each(pairs.ours, b"m") == [1] * MANY
+    sender.close()
+    assert "Operation not permitted" in caplog.text

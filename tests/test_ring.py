@@ -1,0 +1,164 @@
+"""A ring of sends at the kernel: thousands of sockets, each result at its place, and whatever the kernel may do."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from pushdemo import ring
+from pushdemo.ring import ENTRIES, Ring
+from tests.support import at_once, fill
+
+pytestmark = pytest.mark.io_uring
+
+SMALL = 4608  # bytes, the least buffer of a socket
+COUNT = 3 * ENTRIES + 17
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[Pair]]:
+    made = [socket.socketpair() for _ in range(COUNT)]
+    for ours, _ in made:
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+    yield made
+    for pair in made:
+        for sock in pair:
+            sock.close()
+
+
+@pytest.fixture
+def sends() -> Iterator[Ring]:
+    made = Ring()
+    yield made
+    made.close()
+
+
+class Kernel:
+    """What stands in for the kernel from now on: takes so many of the entries it is given, and answers in reverse."""
+
+    def __init__(self, sends: Ring, takes: int = ENTRIES) -> None:
+        self.sends = sends
+        self.takes = takes
+        sends._call = self.enter
+
+    def enter(self, _number: int, _descriptor: int, count: int, *_: int) -> int:
+        places, sends = self.sends._places, self.sends
+        begin = places[sends._taken] % ENTRIES
+        taken = min(count, self.takes)
+        for at, entry in zip(range(begin, begin + taken), reversed(range(begin, begin + taken)), strict=True):
+            data = ctypes.string_at(sends._addresses[entry], sends._lengths[entry])
+            try:
+                result = os.write(sends._descriptors[entry], data)
+            except BlockingIOError:
+                result = -errno.EAGAIN
+            sends._numbers[at], sends._results[at] = entry, result
+        for place in (sends._taken, sends._done):
+            places[place] = (places[place] + taken) & 0xFFFFFFFF
+        return taken
+
+
+def test_many_more_sockets_than_entries_get_message_after_message(sends: Ring, pairs: list[Pair]) -> None:
+    ours = [ours for ours, _ in pairs]
+    for number in range(20):
+        data = b"message %d" % number
+        assert sends.send_each(ours, data) == [len(data)] * COUNT
+        assert {theirs.recv(100) for _, theirs in pairs} == {data}
+
+
+def test_full_and_gone_ones_are_told_apart_at_every_place(sends: Ring, pairs: list[Pair]) -> None:
+    full = {0, 1, ENTRIES - 1, ENTRIES, 2 * ENTRIES + 5, COUNT - 1}
+    gone = {2, ENTRIES - 2, ENTRIES + 1, COUNT - 2}
+    closed = {3, 2 * ENTRIES}
+    for number in full:
+        fill(pairs[number][0])
+    for number in gone:
+        pairs[number][1].close()
+    for number in closed:
+        pairs[number][0].close()
+    expected = [-1 if number in full | gone | closed else 1 for number in range(COUNT)]
+    for _ in range(3):
+        assert sends.send_each([ours for ours, _ in pairs], b"m") == expected
+    reading = set(range(COUNT)) - full - gone - closed
+    assert {pairs[number][1].recv(100) for number in reading} == {b"mmm"}
+
+
+def test_a_part_is_a_part(sends: Ring, pairs: list[Pair]) -> None:
+    ours, theirs = zip(*pairs[:100], strict=True)
+    sent = sends.send_each(ours, b"x" * 100_000)
+    assert 0 < min(sent) == max(sent) < 100_000
+    theirs[50].setblocking(False)
+    assert len(b"".join(iter(lambda: at_once(theirs[50]), b""))) == sent[50]
+
+
+def test_results_that_come_out_of_turn_find_their_places(sends: Ring, pairs: list[Pair]) -> None:
+    Kernel(sends)
+    fill(pairs[7][0])
+    sent = sends.send_each([ours for ours, _ in pairs[:100]], b"m")
+    assert sent == [-1 if number == 7 else 1 for number in range(100)]
+
+
+def test_what_the_kernel_does_not_take_is_sent_to_nobody_and_not_later_either(sends: Ring, pairs: list[Pair]) -> None:
+    kernel = Kernel(sends, takes=10)
+    ours = [ours for ours, _ in pairs[:100]]
+    assert sends.send_each(ours, b"first") == [5] * 10 + [-1] * 90
+    kernel.takes = ENTRIES
+    assert sends.send_each(ours, b"second") == [6] * 100
+    assert [theirs.recv(100) for _, theirs in pairs[:100]] == [b"firstsecond"] * 10 + [b"second"] * 90
+
+
+def test_after_two_to_the_32_sends_the_counters_begin_anew(sends: Ring, pairs: list[Pair]) -> None:
+    Kernel(sends)
+    for place in (sends._taken, sends._given, sends._read, sends._done):
+        sends._places[place] = 2**32 - ENTRIES
+    fill(pairs[ENTRIES][0])
+    sent = sends.send_each([ours for ours, _ in pairs], b"m")
+    assert sent == [-1 if number == ENTRIES else 1 for number in range(COUNT)]
+    assert sends._places[sends._given] == COUNT - ENTRIES
+
+
+def test_a_kernel_that_forbids_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidding(*_: int) -> int:
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    monkeypatch.setattr(ring, "_system_call", lambda: forbidding)
+    with pytest.raises(PermissionError):
+        Ring()
+
+
+def test_a_kernel_that_would_wait_for_a_full_socket_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = ring._system_call()
+    real = iter([True, True, False])  # the setup, the first send, and one that is kept until there is room
+
+    def keeping(*arguments: int) -> int:
+        return kernel(*arguments) if next(real) else 1
+
+    monkeypatch.setattr(ring, "_system_call", lambda: keeping)
+    before = descriptors()
+    with pytest.raises(OSError, match="not supported"):
+        Ring()
+    assert descriptors() == before
+
+
+def test_a_closed_ring_leaves_no_descriptor_behind() -> None:
+    before = descriptors()
+    for _ in range(10):
+        made = Ring()
+        made.close()
+    del made
+    assert descriptors() == before
+
+
+def descriptors() -> int:
+    """How many are open, once those of what nobody uses any more are closed."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
