@@ -1,8 +1,8 @@
-"""What a thread that computes costs those who are pushed to: `send_each` beside a loop of `socket.send`.
+"""What a thread that computes costs those who are pushed to: our two ways of sending beside a loop of `socket.send`.
 
 usage: python bench/busy.py [CLIENTS [ROUNDS]]
 
-So many connected sockets in one process, read by another; a message to all of them, sent both ways in turn, while the
+So many connected sockets in one process, read by another; a message to all of them, sent each way in turn, while the
 interpreter is otherwise idle and while one more thread computes, as a page that is being rendered does. Printed are the
 medians of the time from the first to the last send, and what the other thread got done meanwhile.
 """
@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 from tables import markdown
 
-from pushdemo.sending import send_each
+from pushdemo.sending import Sender, send_each
 
 DATA = b"x" * 145  # bytes, as an event of 100 has on the wire
 PAUSE = 0.05  # seconds between two messages
@@ -34,10 +34,6 @@ Way = Callable[[list[socket.socket]], object]
 def plain(sockets: list[socket.socket]) -> None:
     for sock in sockets:
         sock.send(DATA)
-
-
-def ours(sockets: list[socket.socket]) -> None:
-    send_each(sockets, DATA)
 
 
 def read(port: int, count: int) -> None:
@@ -98,12 +94,18 @@ def main(clients: int = 500, rounds: int = 10) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     lines = []
+    ways: dict[str, Way] = {
+        "a loop of socket.send": plain,
+        "send_each, no io_uring": lambda sockets: send_each(sockets, DATA),
+        "Sender, io_uring": lambda sockets: sender.send_each(sockets, DATA),
+    }
+    sender = Sender()
     with connected(clients) as sockets:
         for name in ("idle", "a thread computes"):
             page = Page()
             if name != "idle":
                 page.start()
-            for label, way in (("a loop of socket.send", plain), ("send_each", ours)):
+            for label, way in ways.items():
                 milliseconds, rows = measure(way, sockets, rounds, page)
                 lines.append([name, label, f"{milliseconds:.1f}", f"{rows:,.0f}"])
             page.over = True

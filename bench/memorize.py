@@ -5,10 +5,12 @@ measurement; the order turns from round to round. Printed are medians over the r
 own ratios: what the machine does meanwhile falls on all alike.
 
 A hit is a call of a function whose value is there. A miss is a call with a new argument, of a function that returns it;
-a contender that is bounded keeps 1024 values. Both are CPU time of the thread, or of the process where it is threads
-that hit, 8 or one of them, as often in sum: what else the machine does is not in it. A stampede is 100 threads that at
-one moment call a function which takes 20 ms: how often is it called, how many raise, after how many ms of real time has
-the last of them its answer, and the last of those who did not compute?
+a contender that is bounded keeps 1024 values. Both are CPU time of the thread: what else the machine does is not in it.
+Where 8 threads hit it is real time, over that of one thread that is started as they are, taken in turns of a tenth of a
+second: with the interpreter's lock 8 cannot do more than one, and what they lose to each other is the question. How
+much of that is the interpreter's own, a function without a decorator tells. A stampede is 100 threads that at one
+moment call a function that takes 50 ms: how often is it called, how many raise, after how many ms of real time has the
+last of them its answer, and the last of those who did not compute?
 """
 
 from __future__ import annotations
@@ -39,13 +41,14 @@ Decorate = Callable[[Function, float], Function]
 CALLS = 20_000
 MISSES = 3_000
 THREADS = 8
+HITTING = 0.1  # seconds that threads hit for at a time
 CROWD = 100
-TAKES = 0.02  # seconds that the function of a stampede takes
+TAKES = 0.05  # seconds that the function of a stampede takes
 SHORT = 0.1  # seconds that a value is fresh in the stampede on an expired one
 LONG = 600.0
 
 OURS, TTL, POST = "memorize", "cachetools.func.ttl_cache", "the 2009 post's recipe"
-LRU = "functools.lru_cache"
+LRU, NONE = "functools.lru_cache", "no decorator"
 
 
 class Crowd(NamedTuple):
@@ -143,25 +146,38 @@ def miss(decorate: Decorate) -> float:
     return (time.thread_time_ns() - start) / MISSES
 
 
-def hit_threads(decorate: Decorate, count: int = THREADS) -> float:
-    """Nanoseconds of a hit with no arguments, `count` threads taken together: as many hits however many they are."""
-    call = decorate(no_arguments, LONG)
-    call()
-    gate = threading.Barrier(count + 1)
+def hit_threads(call: Function, count: int) -> float:
+    """Nanoseconds of real time of a call without arguments, `count` threads taken together."""
+    gate = threading.Barrier(count)
+    hits: list[int] = []
+    moments: list[int] = []
 
     def work() -> None:
         gate.wait()
-        for _ in range(THREADS * CALLS // count):
-            call()
+        start = now = time.perf_counter_ns()
+        own = 0
+        while now < start + HITTING * 1e9:
+            for _ in range(100):
+                call()
+            own += 100
+            now = time.perf_counter_ns()
+        hits.append(own)
+        moments.extend((start, now))
 
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
-    start = time.process_time_ns()
-    gate.wait()
     for thread in threads:
         thread.join()
-    return (time.process_time_ns() - start) / (THREADS * CALLS)
+    return (max(moments) - min(moments)) / sum(hits)
+
+
+def threads_ratio(decorate: Decorate) -> float:
+    """How much longer a hit takes where 8 threads do it than where one does."""
+    call = decorate(no_arguments, LONG)
+    call()
+    many, one, one_more, many_more = (hit_threads(call, count) for count in (THREADS, 1, 1, THREADS))
+    return (many + many_more) / (one + one_more)
 
 
 def stampede(decorate: Decorate, *, after: bool = False, raises: bool = False) -> Crowd:
@@ -207,9 +223,11 @@ def stampede(decorate: Decorate, *, after: bool = False, raises: bool = False) -
 COSTS: dict[str, Callable[[Decorate], float]] = {
     "hit, no arguments": hit_none,
     "hit, 2 arguments": hit_two,
-    "hit, 8 threads": hit_threads,
-    "hit, 1 such thread": functools.partial(hit_threads, count=1),
     "miss": miss,
+}
+THREADED: dict[str, Decorate] = {
+    **{name: CONTENDERS[name] for name in (OURS, LRU, TTL)},
+    NONE: lambda function, _duration: function,
 }
 CROWDS: dict[str, Callable[[Decorate], Crowd]] = {
     "cold": stampede,
@@ -218,22 +236,27 @@ CROWDS: dict[str, Callable[[Decorate], Crowd]] = {
 }
 
 
-def measured(rounds: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, list[Crowd]]]]:
-    """For each measurement and contender a figure a round."""
+def measured(
+    rounds: int,
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]], dict[str, dict[str, list[Crowd]]]]:
+    """For each measurement and contender a figure a round: costs, threads, crowds."""
     costs: dict[str, dict[str, list[float]]] = {each: {name: [] for name in CONTENDERS} for each in COSTS}
+    threads: dict[str, list[float]] = {name: [] for name in THREADED}
     crowds: dict[str, dict[str, list[Crowd]]] = {each: {name: [] for name in CONTENDERS} for each in CROWDS}
     names = list(CONTENDERS)
     for turn in range(rounds):
         order = names[turn % len(names) :] + names[: turn % len(names)]
-        for name in order:
-            for each, cost in COSTS.items():  # 8 threads and one right behind each other
+        for each, cost in COSTS.items():
+            for name in order:
                 costs[each][name].append(cost(CONTENDERS[name]))
+        for name, decorate in THREADED.items():
+            threads[name].append(threads_ratio(decorate))
         for each, crowd in CROWDS.items():
             for name in order:
                 if not (each == "expired" and name == LRU):  # its values do not expire
                     crowds[each][name].append(crowd(CONTENDERS[name]))
         print(f"round {turn + 1} of {rounds}", file=sys.stderr)
-    return costs, crowds
+    return costs, threads, crowds
 
 
 def ratio(figures: dict[str, list[float]], name: str, other: str) -> float:
@@ -261,13 +284,13 @@ def crowds_table(crowds: dict[str, dict[str, list[Crowd]]]) -> list[list[str]]:
     return [[f"{CROWD} threads: last of all, last that did not compute", *CROWDS], *rows]
 
 
-def bars(costs: dict[str, dict[str, list[float]]], crowds: dict[str, dict[str, list[Crowd]]]) -> list[list[str]]:
+def bars(
+    costs: dict[str, dict[str, list[float]]],
+    threads: dict[str, list[float]],
+    crowds: dict[str, dict[str, list[Crowd]]],
+) -> list[list[str]]:
     """What `memorize` must reach, and what it reached."""
-    none, two, eight, one = (costs[each] for each in list(COSTS)[:4])
-    threads = {
-        name: median(many / alone for many, alone in zip(eight[name], one[name], strict=True))
-        for name in (OURS, LRU, TTL)
-    }
+    none, two = (costs[each] for each in list(COSTS)[:2])
     cold, old, raised = (crowds[each][OURS] for each in CROWDS)
     fast = f"{max(each.calls for each in old)}; {median(each.slowest for each in old):.2f} ms in the median round"
     return [
@@ -275,7 +298,7 @@ def bars(costs: dict[str, dict[str, list[float]]], crowds: dict[str, dict[str, l
         ["hit, no arguments / ttl_cache", "0.45", f"{ratio(none, OURS, TTL):.2f}"],
         ["hit, no arguments / the post's recipe", "0.40", f"{ratio(none, OURS, POST):.2f}"],
         ["hit, 2 arguments / ttl_cache", "0.60", f"{ratio(two, OURS, TTL):.2f}"],
-        ["hit, 8 threads / one thread", "1", ", ".join(f"{name} {each:.2f}" for name, each in threads.items())],
+        ["hit, 8 threads / one thread", "1", ", ".join(f"{name} {median(each):.2f}" for name, each in threads.items())],
         ["calls, cold", "1", f"{max(each.calls for each in cold)}"],
         ["calls, expired; slowest of the 99 others", "1; 1 ms", fast],
         ["calls, raising (exceptions)", "1 (100)", f"{max(each.calls for each in raised)} ({raised[0].exceptions})"],
@@ -290,10 +313,10 @@ def markdown(rows: list[list[str]]) -> str:
 def main(rounds: int) -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("cachetools", "dogpile.cache"))
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {libraries}; medians of {rounds} rounds\n")
-    costs, crowds = measured(rounds)
+    costs, threads, crowds = measured(rounds)
     print(markdown(costs_table(costs)))
     print(markdown(crowds_table(crowds)))
-    print(markdown(bars(costs, crowds)))
+    print(markdown(bars(costs, threads, crowds)))
 
 
 if __name__ == "__main__":
