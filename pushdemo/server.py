@@ -128,15 +128,40 @@ class ParkingChannel(HTTPChannel):
     """A connection that can leave waitress's socket map, for good (a stream) or until it is answered (a long poll)."""
 
     socket: Any  # a socket; None once it is another's
+    serving = False  # whether a worker is at it
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
+
+    def add_channel(self, map: dict[int, Any] | None = None) -> None:
+        """Join waitress's socket map, and those that are polled."""
+        super().add_channel(map)
+        self.server.polled[self._fileno] = self
+
+    def del_channel(self, map: dict[int, Any] | None = None) -> None:
+        """Leave both."""
+        self.server.polled.pop(self._fileno, None)
+        super().del_channel(map)
+
+    def handle_read(self) -> None:
+        """Read; a connection whose request waits for a thread is not polled: thousands would make each poll slow."""
+        super().handle_read()
+        if self.requests and not (self.serving or self.readable() or self.writable()):
+            self.server.polled.pop(self._fileno, None)
 
     def service(self) -> None:
         """Serve one request; park what waits."""
+        self.serving = True
+        self.server.calls.append(self._poll_again)  # the loop has it when waitress wakes it, which is when it must
         try:
             super().service()
         except Parked as parked:
             (task,) = parked.args
             self.server.call_soon(partial(self._hand_over, task))
+        finally:
+            self.serving = False
+
+    def _poll_again(self) -> None:
+        if self._fileno is not None:
+            self.server.polled[self._fileno] = self
 
     def finish(self, task: ParkingTask) -> None:
         """End the request of a task that has been answered, as waitress ends any: by its own `service`."""
@@ -266,7 +291,7 @@ class Workers:
 
 
 class Server:
-    """A waitress server whose waiting responses are parked; `settings` are waitress's.
+    """A waitress server whose waiting responses are parked; `settings` are waitress's, and `io_uring`, true or false.
 
     Raises ValueError for a setting that waitress does not know, and for `asyncore_use_poll = false`: select() sees no
     more than 1,024 sockets.
@@ -276,6 +301,8 @@ class Server:
         if not asbool(settings.setdefault("asyncore_use_poll", True)):
             raise ValueError("asyncore_use_poll = false: must be true, since select() sees no more than 1024 sockets")
         settings.setdefault("connection_limit", _CONNECTION_LIMIT)
+        if (io_uring := str(settings.pop("io_uring", True)).lower()) not in ("true", "false"):
+            raise ValueError(f"io_uring = {io_uring}: must be true or false")
         self._map: dict[int, Any] = {}
         self._calls: deque[Callable[[], None]] = deque()  # any thread appends, the loop takes
         self._woken = False  # any thread; true only while the trigger has been pulled, or is about to be
@@ -284,13 +311,17 @@ class Server:
         self._waking = threading.RLock()  # held over a look at the above; a signal may come meanwhile
         self._paused: float | None = None  # until when nothing is accepted; the loop's
         self._server = create_server(app, map=self._map, **settings)
-        self.hub = Hub()
+        self.hub = Hub(io_uring=io_uring == "true")
         self._adj = self._server.adj
         self._listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         spare_threads = threading.BoundedSemaphore(max(1, self._adj.threads - 1))
         workers = Workers(self._server.task_dispatcher, max(1, self._adj.threads - 1))
+        # Those of the map that poll() is asked about; the loop's.
+        self._polled = self._map.copy()
         for listener in self._listeners:
             listener.channel_class = ParkingChannel
+            listener.polled = self._polled
+            listener.calls = self._calls
             listener.application = _outermost(listener.application)
             listener.accept = partial(self._accept, listener)
             listener.hub = self.hub
@@ -308,7 +339,7 @@ class Server:
         with self._signals():
             try:
                 while self._map and not self._stopping:
-                    wasyncore.poll2(0 if self._calls else self._adj.asyncore_loop_timeout, self._map)
+                    wasyncore.poll2(0 if self._calls else self._adj.asyncore_loop_timeout, self._polled)
                     self._do_calls(_CALLS)
                     if self._paused and time.monotonic() >= self._paused:
                         self._pause(None)

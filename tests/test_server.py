@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from waitress import wasyncore
 
+from pushdemo import sending
 from pushdemo.server import ParkingChannel, ParkingTask, Server
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
@@ -283,12 +284,62 @@ def test_an_upload_that_expects_100_continue_beside_streams(room: Newsroom) -> N
         ({"nonsense": "1"}, "Unknown adjustment 'nonsense'"),
         ({"asyncore_use_poll": "false"}, "must be true"),
         ({"threads": "many"}, "many"),
+        ({"io_uring": "perhaps"}, "io_uring = perhaps: must be true or false"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_leaves_no_open_file(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Server(newsroom.main(), listen="127.0.0.1:0", **settings)
     gc.collect()  # a socket left open is a warning here, which is an error
+
+
+@pytest.mark.io_uring
+@pytest.mark.parametrize("io_uring", ["true", "false"])
+def test_a_ring_is_opened_unless_the_ini_says_no(monkeypatch: pytest.MonkeyPatch, io_uring: str) -> None:
+    opened: list[Any] = []
+    ring = sending.Ring
+
+    def counted() -> Any:
+        opened.append(ring())
+        return opened[-1]
+
+    monkeypatch.setattr(sending, "Ring", counted)
+    with newsroom_on(io_uring=io_uring) as room, room.client() as client:
+        room.stream(client)
+        room.news.publish("a")
+        client.until(b'"a"}')
+        assert len(opened) == (io_uring == "true")
+
+
+def test_a_connection_is_not_polled_while_its_request_waits_for_a_thread() -> None:
+    """Thousands that wait would make each poll slow, and each request needs some."""
+    came, goes_on = threading.Semaphore(0), threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        came.release()
+        assert goes_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", "300000")])
+        return [b"x" * 300_000]
+
+    with serving(slow, threads=2) as server, ExitStack() as stack:
+        idle = len(server._polled)
+        clients = [stack.enter_context(Client(port_of(server))) for _ in range(30)]
+        for client in clients:
+            client.get("/")
+        assert came.acquire(timeout=PATIENCE)
+        assert came.acquire(timeout=PATIENCE)
+        # Those that are being served may have to be written to.
+        wait_until(lambda: len(server._map) == idle + 30 and len(server._polled) <= idle + 2)
+        goes_on.set()
+        for client in clients:
+            assert client.response()[2] == b"x" * 300_000
+        wait_until(lambda: server._polled == server._map)
+        for client in clients:
+            client.get("/")
+            assert client.response()[2] == b"x" * 300_000
+        for client in clients:
+            client.sock.close()
+        wait_until(lambda: server._polled == server._map and len(server._map) == idle)
 
 
 # -- pipelining

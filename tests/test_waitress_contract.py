@@ -404,6 +404,36 @@ def test_nothing_is_read_while_a_request_runs() -> None:
         assert not it.channel.readable()
 
 
+def test_a_worker_that_ends_a_request_or_waits_for_the_client_wakes_the_loop() -> None:
+    """What is not polled while its request waits for a worker is polled again when the worker wakes the loop."""
+
+    def much(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"x" * 1_000
+        woken.append("in between")
+        yield b"x" * 1_000
+
+    woken: list[str] = []
+    with served(much) as it:
+        it.send(GET)
+        it.channel._flush_some = lambda do_close=True: False  # the client takes nothing
+        it.server.pull_trigger = lambda: woken.append("woken")
+        it.tasks.pop().service()
+        del it.channel._flush_some
+    before, after = woken[: woken.index("in between")], woken[woken.index("in between") + 1 :]
+    assert before[0] == "woken"
+    assert len(after) >= 2  # the write, and the end
+
+
+def test_a_request_is_handed_to_a_worker_within_handle_read() -> None:
+    with served() as it:
+        it.client.sendall(GET)
+        wait_until(lambda: it.client.send(b"") == 0)
+        it.channel.handle_read()
+        assert it.tasks == [it.channel]
+        assert len(it.channel.requests) == 1
+
+
 def test_a_channel_that_leaves_the_map_is_not_polled_and_is_no_longer_active() -> None:
     with served() as it:
         sock = it.channel.socket
