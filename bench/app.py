@@ -17,7 +17,6 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 
-from pushdemo import sending
 from pushdemo.server import Server
 
 
@@ -35,7 +34,7 @@ def publish(topic: Any, rate: float) -> None:
         topic.publish(body())
 
 
-def main(port: int, rate: float) -> None:
+def main(port: int, rate: float, *, io_uring: bool) -> None:
     with Configurator(settings={"pushdemo.max_clients": "15000"}) as config:
         config.include("pushdemo")
         config.add_topic("bench", interval=None)
@@ -46,14 +45,8 @@ def main(port: int, rate: float) -> None:
     topic = app.registry["pushdemo.topics"]["bench"]
     threading.Thread(target=publish, args=(topic, rate), daemon=True).start()
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that had to wait
-    Server(app, listen=f"127.0.0.1:{port}", threads=4).run()
-
-
-def forbidden() -> None:
-    raise PermissionError
+    Server(app, listen=f"127.0.0.1:{port}", threads=4, io_uring=io_uring).run()
 
 
 if __name__ == "__main__":
-    if "--no-ring" in sys.argv:
-        sending.Ring = forbidden
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), io_uring="--no-ring" not in sys.argv)

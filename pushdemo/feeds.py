@@ -135,7 +135,12 @@ class Group:
     def write(self, data: bytes, message: Message | None = None, reset: bool = False) -> None:
         """Write `data`, an entry or what keeps the stream alive, to all that are current."""
         size = len(data)
-        taken = self.feed.hub.sender.send_each(self.current.values(), data)
+        try:
+            taken = self.feed.hub.sender.send_each(self.current.values(), data)
+        except BaseException:  # who has taken what is lost: they come back, and say what they have
+            for client in list(self.current):
+                client.drop()
+            raise
         self.written = self.feed.hub.clock()
         clients = len(taken)
         if taken.count(size) < clients:

@@ -32,10 +32,16 @@ Run = Callable[[Callable[[], None]], None]
 
 
 class Hub:
-    """Holds parked clients. Its thread starts with the first of them. `clock` counts seconds."""
+    """Holds parked clients. Its thread starts with the first of them. `clock` counts seconds.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `io_uring`: whether many sends may share a system call, where the kernel can.
+    """
+
+    sender: Sender  # the thread's own: it opens and closes it
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, io_uring: bool = True) -> None:
         self.clock = clock
+        self._io_uring = io_uring
         self._calls: deque[Callable[[], None]] = deque()  # any thread appends
         self._changed: deque[Topic] = deque()  # any thread appends
         self._rung = False  # any thread; true only while something is in the bell's socket, or about to be
@@ -48,7 +54,6 @@ class Hub:
         self._emptied: set[Hashable] = set()  # feeds that may have nobody left, and pulls that are over
         self._swept = clock()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
-        self.sender = Sender()
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
@@ -132,6 +137,7 @@ class Hub:
     # -- the hub's own thread from here on
 
     def _run(self) -> None:
+        self.sender = Sender(self._io_uring)
         while not self._stopping:
             try:
                 self._turn()

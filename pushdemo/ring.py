@@ -23,10 +23,10 @@ ENTRIES = 512  # a power of two; more gain nothing, and before Linux 5.12 their 
 _SETUP, _ENTER = 425, 426  # the system calls' numbers, the same on every architecture but one (syscalls(2))
 _COMPLETIONS_SIZED = 8  # IORING_SETUP_CQSIZE
 _ENTRIES_OFFSET = 0x10000000  # IORING_OFF_SQES
-_WAIT = 1  # IORING_ENTER_GETEVENTS
 _SEND = 26  # IORING_OP_SEND
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _ENTRY = struct.Struct("=BBHiQQIiQ24x")  # io_uring_sqe: opcode, .., descriptor, .., address, length, flags, user_data
+_COUNTER = 0xFFFFFFFF  # a mask: the counters are of 32 bits
 _RESULT_SIZE = 16  # bytes of an io_uring_cqe: user_data (8), result (4), flags (4)
 
 
@@ -54,12 +54,15 @@ class Ring:
         os.close(self._descriptor)
 
     def send_each(self, sockets: Collection[socket.socket], data: bytes) -> list[int]:
-        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, -1 for none."""
+        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, -1 for none.
+
+        Raises OSError where the kernel does not say what has come of a send: then nobody knows who has what.
+        """
         self._order(data)
         left = map(socket.socket.fileno, sockets)
         sent: list[int] = []
         while len(sent) < len(sockets):
-            sent += self._batch(left, len(data), wait=True)
+            sent += self._batch(left, len(data))
         return sent
 
     def _share(self, numbers: ctypes.Array[ctypes.c_uint32]) -> None:
@@ -68,7 +71,7 @@ class Ring:
         size = max(heads[6] + 4 * ENTRIES, results[5] + _RESULT_SIZE * ENTRIES)
         shared = memoryview(mmap.mmap(self._descriptor, size))
         entries = memoryview(mmap.mmap(self._descriptor, _ENTRY.size * ENTRIES, offset=_ENTRIES_OFFSET))
-        self._places = shared.cast("I")  # counters modulo 2**32, of which the kernel moves `_taken` and `_done`
+        self._places = shared.cast("I")  # counters, of which the kernel moves `_taken` and `_done`
         self._taken, self._given, self._read, self._done = (
             offset // 4 for offset in (heads[0], heads[1], results[0], results[1])
         )
@@ -87,22 +90,25 @@ class Ring:
         self._addresses[:] = memoryview(array("Q", [address]) * ENTRIES)
         self._lengths[:] = memoryview(array("I", [len(data)]) * ENTRIES)
 
-    def _batch(self, descriptors: Iterator[int], size: int, *, wait: bool) -> list[int]:
+    def _batch(self, descriptors: Iterator[int], size: int) -> list[int]:
         """Have the kernel carry out the next entries, up to the array's end, and read what came of them.
 
-        Each entry has its result when the call returns, for none waits for anything: so entries and results are at the
-        same place in their arrays at each call.
+        Each entry that it takes has its result when the call returns, for none waits for anything: so entries and
+        results are at the same place in their arrays at each call.
         """
         places = self._places
-        begin = places[self._given] % ENTRIES
+        taken, read = places[self._taken], places[self._done]  # the kernel's word: whatever was left is forgotten
+        begin = taken % ENTRIES
         some = array("i", islice(descriptors, ENTRIES - begin))
         count = len(some)
         self._descriptors[begin : begin + count] = memoryview(some)
-        places[self._given] = (places[self._given] + count) & 0xFFFFFFFF
-        self._call(_ENTER, self._descriptor, count, count if wait else 0, _WAIT, 0, 0)
-        places[self._given] = places[self._taken]  # what the kernel has not taken, short of memory say, is taken back
-        done = (places[self._done] - places[self._read]) & 0xFFFFFFFF
+        places[self._given] = (taken + count) & _COUNTER
+        self._call(_ENTER, self._descriptor, count, 0, 0, 0, 0)
+        places[self._given] = places[self._taken]  # what it has not taken, short of memory say, is taken back
         places[self._read] = places[self._done]
+        done = (places[self._done] - read) & _COUNTER
+        if read % ENTRIES != begin or done != (places[self._taken] - taken) & _COUNTER:
+            raise OSError(errno.EIO, "io_uring has not answered a send")
         results = self._results[begin : begin + done].tolist()
         if results.count(size) == count:
             return results
@@ -114,14 +120,12 @@ class Ring:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
-            data = b"x"
-            self._order(data)
-            sent = self._batch(iter([ours.fileno()]), len(data), wait=False)
+            sent = self.send_each([ours], b"x")
             with suppress(BlockingIOError):
                 while True:
                     ours.send(bytes(65_536))
-            sent += self._batch(iter([ours.fileno()]), len(data), wait=False)
-        if sent != [1, -1] or self._places[self._done] != 2:  # results
+            sent += self.send_each([ours], b"x")
+        if sent != [1, -1]:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 

@@ -61,20 +61,29 @@ def offer(sock: socket.socket, data: bytes | memoryview) -> int:
 
 
 class Sender:
-    """Sends the same bytes to many sockets, for one thread. Close it."""
+    """Sends the same bytes to many sockets, for one thread, with a ring if it may and can. Close it."""
 
-    def __init__(self) -> None:
-        self._ring = _opened()
+    def __init__(self, io_uring: bool = True) -> None:
+        self._ring = _opened() if io_uring else None
 
     def send_each(self, sockets: Collection[socket.socket], data: bytes) -> list[int]:
-        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED."""
-        if self._ring and len(sockets) >= MANY:
+        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED.
+
+        After an error nobody knows who has taken what.
+        """
+        if not self._ring or len(sockets) < MANY:
+            return send_each(sockets, data)
+        try:
             return self._ring.send_each(sockets, data)
-        return send_each(sockets, data)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
+        """Give the ring up."""
         if self._ring:
             self._ring.close()
+            self._ring = None
 
 
 def _opened() -> Ring | None:

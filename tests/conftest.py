@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 
 import pytest
+
+collect_ignore = [] if sys.platform == "linux" else ["test_ring.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,15 +21,15 @@ def pytest_report_header() -> str:
 
 
 def has_io_uring() -> bool:
+    """What the kernel says, whatever `Ring` makes of it: io_uring_setup(2), and IORING_FEAT_RW_CUR_POS of Linux 5.6."""
     if sys.platform != "linux":
         return False
-    from pushdemo.ring import Ring
-
-    try:
-        Ring().close()
-    except OSError:
+    parameters = (ctypes.c_uint32 * 30)()
+    descriptor = ctypes.CDLL(None).syscall(425, ctypes.c_long(1), parameters)
+    if descriptor < 0:
         return False
-    return True
+    os.close(descriptor)
+    return bool(parameters[5] & 8)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,7 @@
-"""The hub alone: topics on one side, sockets on the other, and a clock that passes when told. No web server."""
+"""The hub alone: topics on one side, sockets on the other, and a clock that passes when told. No web server.
+
+Each test is run by both ways of sending.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from pushdemo import sending
 from pushdemo.hub import Hub
 from pushdemo.messages import Message
 from pushdemo.metrics import Counters
@@ -63,9 +67,9 @@ class Reply:
 class House:
     """A hub, its clock, and what a test needs to be its clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, io_uring: bool) -> None:
         self.clock = Clock()
-        self.hub = Hub(self.clock)
+        self.hub = Hub(self.clock, io_uring=io_uring)
         self.released: list[str] = []
         self.ends: list[socket.socket] = []
 
@@ -124,9 +128,10 @@ class House:
         self.settle()  # the look at the clock follows the calls of a turn
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
+@pytest.fixture(params=["send", pytest.param("ring", marks=pytest.mark.io_uring)])
+def house(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(sending, "MANY", 1)
+    house = House(io_uring=request.param == "ring")
     yield house
     house.hub.stop()
     for end in house.ends:
@@ -818,6 +823,31 @@ def test_a_flood_of_messages_leaves_the_hub_time_for_others(house: House) -> Non
     topic.publish("a")
     assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
     flooded.end()
+
+
+def test_clients_of_whom_nobody_knows_what_they_have_are_let_go_and_come_back(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = news()
+    clients = [house.stream(topic, name=f"client {number}") for number in range(3)]
+    last = topic.publish("a").id
+    for client in clients:
+        read(client, line("a"))
+
+    def half_done(sockets: Collection[socket.socket], data: bytes) -> list[int]:
+        next(iter(sockets)).send(data)
+        raise OSError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.hub.sender, "send_each", half_done)
+        topic.publish("b")
+        assert [contents(rest(client)) for client in clients] == [["b"], [], []]
+    house.settle()
+    assert sorted(house.released) == ["client 0", "client 1", "client 2"]
+    assert "out of order" in caplog.text
+    again = house.stream(topic, last_event_id=last)
+    topic.publish("c")
+    assert contents(read(again, line("c"))) == ["<heartbeat>", "b", "c"]
 
 
 def test_publishing_waits_for_no_client(house: House) -> None:

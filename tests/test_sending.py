@@ -49,21 +49,14 @@ def pairs() -> Iterator[Pairs]:
 SendEach = Callable[[list[socket.socket], bytes], list[int]]
 
 
-def forbidden() -> None:
-    raise OSError(errno.EPERM, "Operation not permitted")
-
-
 @pytest.fixture(params=[pytest.param("ring", marks=pytest.mark.io_uring), "alone", "contended"])
 def send_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendEach]:
-    if request.param == "ring":
-        monkeypatch.setattr(sending, "MANY", 1)
-    else:
-        monkeypatch.setattr(sending, "Ring", forbidden)
+    monkeypatch.setattr(sending, "MANY", 1)
     if request.param == "contended":
         # Each look at the clock is a second after the one before, as if another thread had kept the lock.
         ticks = itertools.count()
         monkeypatch.setattr(sending, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    sender = Sender()
+    sender = Sender(io_uring=request.param == "ring")
     yield sender.send_each
     sender.close()
 
@@ -117,9 +110,10 @@ def test_where_the_c_function_is_not_found_python_s_own_is_called(
     assert pairs.theirs[0].recv(10) == b"m"
 
 
+@pytest.mark.io_uring
 def test_a_few_sockets_are_not_worth_a_ring(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     ways: list[str] = []
-    ring = SimpleNamespace(send_each=lambda *_: ways.append("ring"), close=lambda: None)
+    ring = SimpleNamespace(send_each=lambda *_: ways.append("ring"))
     monkeypatch.setattr(sending, "Ring", lambda: ring)
     monkeypatch.setattr(sending, "send_each", lambda *_: ways.append("send"))
     pairs.add(MANY)
@@ -128,13 +122,33 @@ def test_a_few_sockets_are_not_worth_a_ring(pairs: Pairs, monkeypatch: pytest.Mo
     assert ways == ["send", "ring"]
 
 
+@pytest.mark.io_uring
 def test_where_the_kernel_forbids_a_ring_the_log_says_so_and_send_is_called(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def forbidden() -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
     monkeypatch.setattr(sending, "Ring", forbidden)
     caplog.set_level(logging.INFO, "pushdemo")
     sender = Sender()
     pairs.add(MANY)
     assert sender.send_each(pairs.ours, b"m") == [1] * MANY
-    sender.close()
     assert "Operation not permitted" in caplog.text
+
+
+@pytest.mark.io_uring
+def test_a_ring_that_has_failed_is_given_up(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    def failing(*_: object) -> list[int]:
+        raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(sending, "Ring", lambda: SimpleNamespace(send_each=failing, close=lambda: closed.append(True)))
+    sender = Sender()
+    pairs.add(MANY)
+    with pytest.raises(OSError, match="no answer"):
+        sender.send_each(pairs.ours, b"m")
+    assert sender.send_each(pairs.ours, b"m") == [1] * MANY
+    sender.close()
+    assert closed == [True]
