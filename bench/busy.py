@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 from tables import markdown
 
-from pushdemo.sending import Sender, send_each
+from pushdemo.sending import Sender, Sockets, send_each
 
 DATA = b"x" * 145  # bytes, as an event of 100 has on the wire
 PAUSE = 0.05  # seconds between two messages
@@ -97,10 +97,11 @@ def main(clients: int = 500, rounds: int = 10) -> None:
     ways: dict[str, Way] = {
         "a loop of socket.send": plain,
         "send_each, no io_uring": lambda sockets: send_each(sockets, DATA),
-        "Sender, io_uring": lambda sockets: sender.send_each(sockets, DATA),
+        "Sender, io_uring": lambda sockets: sender.send_each(together, DATA),
     }
     sender = Sender()
     with connected(clients) as sockets:
+        together = Sockets(enumerate(sockets))
         for name in ("idle", "a thread computes"):
             page = Page()
             if name != "idle":

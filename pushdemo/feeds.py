@@ -15,7 +15,7 @@ from pushdemo import transports
 from pushdemo.framing import Frame, ending
 from pushdemo.holding import READ, WRITE, Holder, has_left
 from pushdemo.messages import Message
-from pushdemo.sending import FAILED, offer
+from pushdemo.sending import FAILED, Sockets, offer
 from pushdemo.subscriptions import Subscription, retry_hint
 from pushdemo.topics import Topic
 
@@ -120,7 +120,7 @@ class Group:
         self.tally = subscription.tally
         self.frame = frame
         # Those that have everything up to the feed's position, and their sockets.
-        self.current: dict[Stream, socket.socket] = {}
+        self.current: Sockets[Stream] = Sockets()
         self.behind: dict[Stream, None] = {}  # those whose sockets are full
         self.written = feed.hub.clock()  # when `current` was last written to
 
@@ -136,7 +136,7 @@ class Group:
         """Write `data`, an entry or what keeps the stream alive, to all that are current."""
         size = len(data)
         try:
-            taken = self.feed.hub.sender.send_each(self.current.values(), data)
+            taken = self.feed.hub.sender.send_each(self.current, data)
         except BaseException:  # who has taken what is lost: they come back, and say what they have
             for client in list(self.current):
                 client.drop()

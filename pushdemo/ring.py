@@ -14,9 +14,8 @@ import os
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import islice
 
 ENTRIES = 512  # a power of two; more gain nothing, and before Linux 5.12 their memory had to be below RLIMIT_MEMLOCK
 
@@ -53,16 +52,16 @@ class Ring:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def send_each(self, sockets: Collection[socket.socket], data: bytes) -> list[int]:
+    def send_each(self, descriptors: array[int], data: bytes) -> list[int]:
         """Send `data` to each of these non-blocking sockets: how many bytes each has taken, -1 for none.
 
         Raises OSError where the kernel does not say what has come of a send: then nobody knows who has what.
         """
         self._order(data)
-        left = map(socket.socket.fileno, sockets)
+        left = memoryview(descriptors)
         sent: list[int] = []
-        while len(sent) < len(sockets):
-            sent += self._batch(left, len(data))
+        while len(sent) < len(left):
+            sent += self._batch(left[len(sent) :], len(data))
         return sent
 
     def _share(self, numbers: ctypes.Array[ctypes.c_uint32]) -> None:
@@ -90,7 +89,7 @@ class Ring:
         self._addresses[:] = memoryview(array("Q", [address]) * ENTRIES)
         self._lengths[:] = memoryview(array("I", [len(data)]) * ENTRIES)
 
-    def _batch(self, descriptors: Iterator[int], size: int) -> list[int]:
+    def _batch(self, descriptors: memoryview, size: int) -> list[int]:
         """Have the kernel carry out the next entries, up to the array's end, and read what came of them.
 
         Each entry that it takes has its result when the call returns, for none waits for anything: so entries and
@@ -99,9 +98,8 @@ class Ring:
         places = self._places
         taken, read = places[self._taken], places[self._done]  # the kernel's word: whatever was left is forgotten
         begin = taken % ENTRIES
-        some = array("i", islice(descriptors, ENTRIES - begin))
-        count = len(some)
-        self._descriptors[begin : begin + count] = memoryview(some)
+        count = min(len(descriptors), ENTRIES - begin)
+        self._descriptors[begin : begin + count] = descriptors[:count]
         places[self._given] = (taken + count) & _COUNTER
         self._call(_ENTER, self._descriptor, count, 0, 0, 0, 0)
         places[self._given] = places[self._taken]  # what it has not taken, short of memory say, is taken back
@@ -120,11 +118,12 @@ class Ring:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
-            sent = self.send_each([ours], b"x")
+            full = array("i", [ours.fileno()])
+            sent = self.send_each(full, b"x")
             with suppress(BlockingIOError):
                 while True:
                     ours.send(bytes(65_536))
-            sent += self.send_each([ours], b"x")
+            sent += self.send_each(full, b"x")
         if sent != [1, -1]:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 

@@ -17,13 +17,17 @@ import logging
 import socket
 import sys
 import time
+from array import array
 from collections.abc import Callable, Collection
 from itertools import islice, repeat
+from typing import Any, TypeVar
 
 if sys.platform == "linux":
     from pushdemo.ring import Ring
 
 log = logging.getLogger("pushdemo")
+
+K = TypeVar("K")
 
 FAILED = -1
 
@@ -60,21 +64,51 @@ def offer(sock: socket.socket, data: bytes | memoryview) -> int:
         return FAILED
 
 
+class Sockets(dict[K, socket.socket]):
+    """Those that are sent the same bytes, by whatever they are of: added with [], removed with `del` or `pop`.
+
+    Their descriptors are in one piece of memory: to look into thousands of objects for each message takes longer than
+    all else that is done here. A socket must be removed before it is closed, for its number is soon another's.
+    """
+
+    _descriptors: array[int] | None = None
+
+    def __setitem__(self, key: K, sock: socket.socket) -> None:
+        self._descriptors = None
+        super().__setitem__(key, sock)
+
+    def __delitem__(self, key: K) -> None:
+        self._descriptors = None
+        super().__delitem__(key)
+
+    def pop(self, key: K, default: Any = None) -> Any:
+        """As a dictionary's."""
+        self._descriptors = None
+        return super().pop(key, default)
+
+    @property
+    def descriptors(self) -> array[int]:
+        """In the order of the sockets."""
+        if self._descriptors is None:
+            self._descriptors = array("i", map(socket.socket.fileno, self.values()))
+        return self._descriptors
+
+
 class Sender:
     """Sends the same bytes to many sockets, for one thread, with a ring if it may and can. Close it."""
 
     def __init__(self, io_uring: bool = True) -> None:
         self._ring = _opened() if io_uring else None
 
-    def send_each(self, sockets: Collection[socket.socket], data: bytes) -> list[int]:
+    def send_each(self, sockets: Sockets[Any], data: bytes) -> list[int]:
         """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED.
 
         After an error nobody knows who has taken what.
         """
         if not self._ring or len(sockets) < MANY:
-            return send_each(sockets, data)
+            return send_each(sockets.values(), data)
         try:
-            return self._ring.send_each(sockets, data)
+            return self._ring.send_each(sockets.descriptors, data)
         except BaseException:
             self.close()
             raise

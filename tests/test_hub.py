@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +21,7 @@ from pushdemo import sending
 from pushdemo.hub import Hub
 from pushdemo.messages import Message
 from pushdemo.metrics import Counters
+from pushdemo.sending import Sockets
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
 from pushdemo.transports import jsonlines, multipart, sse
@@ -834,8 +835,8 @@ def test_clients_of_whom_nobody_knows_what_they_have_are_let_go_and_come_back(
     for client in clients:
         read(client, line("a"))
 
-    def half_done(sockets: Collection[socket.socket], data: bytes) -> list[int]:
-        next(iter(sockets)).send(data)
+    def half_done(sockets: Sockets[Any], data: bytes) -> list[int]:
+        next(iter(sockets.values())).send(data)
         raise OSError("out of order")
 
     with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pushdemo import sending
-from pushdemo.sending import FAILED, MANY, Sender, send
+from pushdemo.sending import FAILED, MANY, Sender, Sockets, send
 from tests.support import at_once, fill
 
 SMALL = 4096  # bytes of a socket's buffer
@@ -57,7 +57,7 @@ def send_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         ticks = itertools.count()
         monkeypatch.setattr(sending, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     sender = Sender(io_uring=request.param == "ring")
-    yield sender.send_each
+    yield lambda sockets, data: sender.send_each(Sockets(enumerate(sockets)), data)
     sender.close()
 
 
@@ -117,8 +117,8 @@ def test_a_few_sockets_are_not_worth_a_ring(pairs: Pairs, monkeypatch: pytest.Mo
     monkeypatch.setattr(sending, "Ring", lambda: ring)
     monkeypatch.setattr(sending, "send_each", lambda *_: ways.append("send"))
     pairs.add(MANY)
-    Sender().send_each(pairs.ours[1:], b"m")
-    Sender().send_each(pairs.ours, b"m")
+    Sender().send_each(Sockets(enumerate(pairs.ours[1:])), b"m")
+    Sender().send_each(Sockets(enumerate(pairs.ours)), b"m")
     assert ways == ["send", "ring"]
 
 
@@ -133,7 +133,7 @@ def test_where_the_kernel_forbids_a_ring_the_log_says_so_and_send_is_called(
     caplog.set_level(logging.INFO, "pushdemo")
     sender = Sender()
     pairs.add(MANY)
-    assert sender.send_each(pairs.ours, b"m") == [1] * MANY
+    assert sender.send_each(Sockets(enumerate(pairs.ours)), b"m") == [1] * MANY
     assert "Operation not permitted" in caplog.text
 
 
@@ -148,7 +148,24 @@ def test_a_ring_that_has_failed_is_given_up(pairs: Pairs, monkeypatch: pytest.Mo
     sender = Sender()
     pairs.add(MANY)
     with pytest.raises(OSError, match="no answer"):
-        sender.send_each(pairs.ours, b"m")
-    assert sender.send_each(pairs.ours, b"m") == [1] * MANY
+        sender.send_each(Sockets(enumerate(pairs.ours)), b"m")
+    assert sender.send_each(Sockets(enumerate(pairs.ours)), b"m") == [1] * MANY
     sender.close()
     assert closed == [True]
+
+
+def test_who_has_joined_or_left_is_in_the_descriptors_or_is_not(pairs: Pairs) -> None:
+    pairs.add(4)
+    sockets: Sockets[int] = Sockets()
+    expected: list[socket.socket] = []
+    for number, sock in enumerate(pairs.ours):
+        sockets[number] = sock
+        expected.append(sock)
+        assert list(sockets.descriptors) == [each.fileno() for each in expected]
+    del sockets[1]
+    del expected[1]
+    assert list(sockets.descriptors) == [each.fileno() for each in expected]
+    assert sockets.pop(3) is expected.pop()
+    assert sockets.pop(3, None) is None
+    assert list(sockets.descriptors) == [each.fileno() for each in expected]
+    assert sockets.descriptors is sockets.descriptors
