@@ -128,7 +128,6 @@ class ParkingChannel(HTTPChannel):
     """A connection that can leave waitress's socket map, for good (a stream) or until it is answered (a long poll)."""
 
     socket: Any  # a socket; None once it is another's
-    serving = False  # whether a worker is at it
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
 
     def add_channel(self, map: dict[int, Any] | None = None) -> None:
@@ -143,21 +142,19 @@ class ParkingChannel(HTTPChannel):
 
     def handle_read(self) -> None:
         """Read; a connection whose request waits for a thread is not polled: thousands would make each poll slow."""
+        idle = not self.requests
         super().handle_read()
-        if self.requests and not (self.serving or self.readable() or self.writable()):
+        if idle and self.requests and not (self.readable() or self.writable()):
             self.server.polled.pop(self._fileno, None)
 
     def service(self) -> None:
         """Serve one request; park what waits."""
-        self.serving = True
-        self.server.calls.append(self._poll_again)  # the loop has it when waitress wakes it, which is when it must
+        self.server.calls.append(self._poll_again)  # waitress wakes the loop when it is needed, and at the end
         try:
             super().service()
         except Parked as parked:
             (task,) = parked.args
             self.server.call_soon(partial(self._hand_over, task))
-        finally:
-            self.serving = False
 
     def _poll_again(self) -> None:
         if self._fileno is not None:

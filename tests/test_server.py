@@ -342,6 +342,28 @@ def test_a_connection_is_not_polled_while_its_request_waits_for_a_thread() -> No
         wait_until(lambda: server._polled == server._map and len(server._map) == idle)
 
 
+@pytest.mark.parametrize("lookahead", [0, 1, 5])
+def test_long_answers_to_requests_that_come_meanwhile(lookahead: int) -> None:
+    """A worker that waits for its client needs the loop, also for a connection that has sent more requests since."""
+    body = os.urandom(1_000_000)
+
+    def much(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    with (
+        serving(much, channel_request_lookahead=lookahead, outbuf_high_watermark=100_000) as server,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(Client(port_of(server))) for _ in range(10)]
+        for number in range(1, 5):
+            for client in clients:
+                client.sock.sendall(requests(*["/"] * number))
+        for _ in range(1 + 2 + 3 + 4):
+            for client in clients:
+                assert client.response()[2] == body
+
+
 # -- pipelining
 
 
