@@ -12,7 +12,7 @@ collect_ignore = [] if sys.platform == "linux" else ["test_ring.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "heavy: a size for a machine with nothing else to do; run with `-m heavy`")
+    config.addinivalue_line("markers", "heavy: takes long, or a machine with nothing else to do; run with `-m heavy`")
     config.addinivalue_line("markers", "io_uring: deselected where the kernel has none, or forbids it")
 
 

@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 
 from tests.support import PATIENCE, ROOT, Client, require, wait_until, write_ini
 
+pytestmark = pytest.mark.heavy
+
 BOUND = 120  # seconds for one of the tools
 DEMO = ("jinja2", "prometheus_client", "psutil", "pygal", "pyramid_jinja2")
 
