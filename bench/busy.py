@@ -94,14 +94,14 @@ def main(clients: int = 500, rounds: int = 10) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     lines = []
-    ways: dict[str, Way] = {
-        "a loop of socket.send": plain,
-        "send_each, no io_uring": lambda sockets: send_each(sockets, DATA),
-        "Sender, io_uring": lambda sockets: sender.send_each(together, DATA),
-    }
     sender = Sender()
     with connected(clients) as sockets:
         together = Sockets(enumerate(sockets))
+        ways: dict[str, Way] = {
+            "a loop of socket.send": plain,
+            "send_each, no io_uring": lambda sockets: send_each(sockets, DATA),
+            "Sender, io_uring": lambda _: sender.send_each(together, DATA),
+        }
         for name in ("idle", "a thread computes"):
             page = Page()
             if name != "idle":
@@ -110,6 +110,7 @@ def main(clients: int = 500, rounds: int = 10) -> None:
                 milliseconds, rows = measure(way, sockets, rounds, page)
                 lines.append([name, label, f"{milliseconds:.1f}", f"{rows:,.0f}"])
             page.over = True
+    sender.close()
     print(f"Python {sys.version.split()[0]}; a message to {clients:,} clients, medians of {rounds}\n")
     print(markdown(["otherwise", "sent by", "ms, first to last", "rows a second meanwhile"], lines))
 

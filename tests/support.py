@@ -44,6 +44,14 @@ def wait_until(condition: Any, timeout: float = PATIENCE, what: str = "what the 
     return value
 
 
+def small_pair() -> tuple[socket.socket, socket.socket]:
+    """Connected sockets, of which the first does not block and has the least buffer that there is."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    ours.setblocking(False)
+    return ours, theirs
+
+
 def fill(sock: socket.socket) -> None:
     """Write to a non-blocking socket until it takes no more."""
     with suppress(BlockingIOError):

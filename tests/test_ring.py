@@ -15,11 +15,10 @@ import pytest
 
 from pushdemo import ring
 from pushdemo.ring import ENTRIES, Ring
-from tests.support import at_once, fill
+from tests.support import at_once, fill, small_pair
 
 pytestmark = pytest.mark.io_uring
 
-SMALL = 4608  # bytes, the least buffer of a socket
 COUNT = 3 * ENTRIES + 17
 
 Pair = tuple[socket.socket, socket.socket]
@@ -27,10 +26,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def pairs() -> Iterator[list[Pair]]:
-    made = [socket.socketpair() for _ in range(COUNT)]
-    for ours, _ in made:
-        ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+    made = [small_pair() for _ in range(COUNT)]
     yield made
     for pair in made:
         for sock in pair:

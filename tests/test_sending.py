@@ -13,9 +13,8 @@ import pytest
 
 from pushdemo import sending
 from pushdemo.sending import FAILED, MANY, Sender, Sockets, send
-from tests.support import at_once, fill
+from tests.support import at_once, fill, small_pair
 
-SMALL = 4096  # bytes of a socket's buffer
 MUCH = b"x" * 100_000
 
 
@@ -28,9 +27,7 @@ class Pairs:
 
     def add(self, count: int = 1) -> None:
         for _ in range(count):
-            ours, theirs = socket.socketpair()
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
-            ours.setblocking(False)
+            ours, theirs = small_pair()
             self.ours.append(ours)
             self.theirs.append(theirs)
 
