@@ -6,7 +6,7 @@ from setuptools import find_namespace_packages, setup
 
 # What an application that includes the add-on can do without.
 DEMO = ["prometheus_client>=0.20", "psutil>=5.9", "pygal>=3.0.5", "pyramid_jinja2>=2.10"]
-REDIS = ["redis[hiredis]>=5"]
+REDIS = ["redis[hiredis]>=5.3"]
 
 setup(
     name="pushdemo",

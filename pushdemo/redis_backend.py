@@ -1,8 +1,8 @@
 """Topics and memorized values that several nodes share, at one Redis. Imported only where `pushdemo.redis_url` is set.
 
 Here the parts are put together: the way to Redis (redis_link.py), topics that mirror streams (redis_topics.py) and what
-reads them (redis_reader.py), one producer for each topic (redis_leases.py), the store of values (redis_store.py). They
-alone know the `redis` package.
+brings them news (redis_reader.py), one producer for each topic (redis_leases.py), the store of values (redis_store.py).
+They alone know the `redis` package.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RedisBackend:
         self._renewals = Renewals()
         self._producers: list[RedisProducer] = []
         self._forgotten = Forgotten(self._link)
-        self._reader.watch(self._forgotten)
+        self._reader.follow(self._forgotten)
 
     @property
     def address(self) -> str:
@@ -72,7 +72,7 @@ class RedisBackend:
     def start(self, topics: Iterable[Topic]) -> None:
         for topic in topics:
             if isinstance(topic, RedisTopic):
-                self._reader.watch(topic)
+                self._reader.follow(topic)
         self._reader.start()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ producers.py names.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +26,7 @@ from pushdemo.redis_topics import Lease, LeaseLostError, RedisTopic
 log = logging.getLogger("pushdemo")
 
 LEASE_TIME = 2.0  # seconds until a lease that is not renewed is another's
-BEAT = 0.4  # seconds between two renewals, or two tries for what another has
+BEAT = 0.6  # seconds between two renewals, or two tries for what another has
 _AGAIN = 0.25  # seconds before a message that Redis has not taken is tried again
 
 
@@ -153,7 +153,7 @@ class RedisProducer(Producer):
             if lease and lease.epoch != known[0]:
                 return None, False  # fences begin anew with each life: in this one it may be another node's
             epoch, fence, others = self._take(
-                [topic.state, topic.stream(known[0]), *self.keys],
+                [topic.key, topic.stream(known[0]), *self.keys],
                 [*known, lease.fence if lease else "", round(LEASE_TIME * 1000), round(BEAT * 3000)],
             )
             if epoch.decode() == known[0]:
@@ -207,7 +207,7 @@ class RedisProducer(Producer):
 
     def _say(self, body: bytes, kind: Kind | Literal["end"]) -> None:
         """Publish under the lease, as soon as Redis takes it; without the lease it is another node's to say."""
-        nonce = secrets.token_hex(8)
+        nonce = os.urandom(8).hex()
         while (lease := self.lease) and not self._closed:
             try:
                 self.topic.append(body, kind, lease, nonce)

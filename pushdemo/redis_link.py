@@ -5,20 +5,26 @@ What is said to Redis is in redis_topics.py, redis_leases.py and redis_store.py.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import ConnectionInterface
 from redis.retry import Retry
 
 log = logging.getLogger("pushdemo")
 
 CONNECT_TIMEOUT = 1.0  # seconds
 COMMAND_TIMEOUT = 2.0  # seconds that an answer may take; half a cluster waits as long when Redis hangs
+SILENCE = 1.0  # seconds without news until Redis is asked whether it is there
+
+Fields = dict[bytes, bytes]  # what an entry of a stream, or a piece of news, says
 QUIET = 60.0  # seconds without another line in the log about commands that Redis refuses
 
 
@@ -42,6 +48,8 @@ class Link:
         options = self.client.connection_pool.connection_kwargs
         self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
+        # Not only for the keys' sake: channels are the same in all of a Redis's databases.
+        self.channel = self.key("news", str(options.get("db", 0)))
         self._lock = threading.Lock()  # guards all below
         self._closed = False
         self._succeeded = self._failed = float("-inf")  # when a command last was or was not; any thread sets the first
@@ -60,14 +68,13 @@ class Link:
 
     def script(self, source: str) -> Script:
         """A Lua script, which Redis runs as a whole or not at all; it loads it where Redis has forgotten it."""
-        return Script(self, self.client.register_script(source))
+        return Script(self, source)
 
-    def reader(self, timeout: float) -> redis.Redis:
-        """A client of its own whose commands may block for `timeout` seconds, whatever the URL says."""
-        client = self._connect(COMMAND_TIMEOUT)
-        options = {"socket_timeout": timeout + COMMAND_TIMEOUT, "client_name": "pushdemo-reader"}
-        client.connection_pool.connection_kwargs.update(options)
-        return client
+    def listener(self) -> Listener:
+        """A connection of its own, whatever the URL says of timeouts."""
+        pool = self._connect(COMMAND_TIMEOUT).connection_pool
+        pool.connection_kwargs.update({"socket_timeout": SILENCE, "client_name": "pushdemo-reader"})
+        return Listener(self, pool.make_connection())
 
     def call(self, command: Callable[[], Any]) -> Any:
         """What `command` returns; raises RedisUnavailableError for what Redis or the network does about it.
@@ -164,13 +171,63 @@ class Link:
 class Script:
     """A Lua script at Redis."""
 
-    def __init__(self, link: Link, script: Callable[..., Any]) -> None:
+    def __init__(self, link: Link, source: str) -> None:
         self._link = link
-        self._script = script
+        self._source = source
+        self._digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         """What the script returns. Raises RedisUnavailableError."""
-        return self._link.call(lambda: self._script(keys=list(keys), args=list(args)))
+        return self._link.call(lambda: self._run(len(keys), *keys, *args))
+
+    def _run(self, *rest: str | bytes | int) -> Any:
+        pool = self._link.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            try:
+                connection.send_command("EVALSHA", self._digest, *rest)
+                return connection.read_response()
+            except redis.exceptions.NoScriptError:
+                connection.send_command("EVAL", self._source, *rest)
+                return connection.read_response()
+        finally:
+            pool.release(connection)
+
+
+class Listener:
+    """A connection that hears what is published on the link's channel; one thread's. All of it but `close` may raise
+    RedisUnavailableError."""
+
+    def __init__(self, link: Link, connection: ConnectionInterface) -> None:
+        self._link = link
+        self._connection = connection
+
+    def open(self) -> None:
+        """Begin to hear: what is published after this."""
+        self._link.call(self._subscribe)
+
+    def next(self) -> bytes | None:
+        """What is published next; None after a second without, in which Redis has said that it is there."""
+        kind, *_, what = self._link.call(self._answer)
+        return what if kind == b"message" else None
+
+    def close(self) -> None:
+        """Hear no more, until it is opened again."""
+        self._connection.disconnect()
+
+    def _subscribe(self) -> None:
+        self._connection.send_command("SUBSCRIBE", self._link.channel, check_health=False)
+        self._connection.read_response()
+
+    def _answer(self) -> Any:
+        with suppress(redis.TimeoutError):
+            return self._connection.read_response(disconnect_on_error=False)
+        # That nothing is published is no error; that the connection is dead shows only when it is used.
+        self._connection.send_command("PING", check_health=False)
+        for _ in range(round(COMMAND_TIMEOUT / SILENCE) - 1):
+            with suppress(redis.TimeoutError):
+                return self._connection.read_response(disconnect_on_error=False)
+        return self._connection.read_response()
 
 
 def _named(error: Exception) -> str:

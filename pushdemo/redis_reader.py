@@ -1,7 +1,9 @@
-"""The reader: one thread and one connection that bring all of an application's topics what the cluster publishes.
+"""The reader: one thread and one connection that bring all that an application follows what the cluster publishes.
 
-It knows topics as keys and places in streams; what an entry is, redis_topics.py knows. Its thread alone reads; `watch`
-is called before it starts.
+It knows names and fields; what they mean, those that it brings them to know (redis_topics.py, redis_forgotten.py). What
+is said on the channel is only news: it may be lost with the connection, and what it tells of is at Redis all the same.
+So whoever follows looks there when a connection begins and whenever news do not follow those before. The thread alone
+listens; `follow` is called before it starts.
 """
 
 from __future__ import annotations
@@ -11,100 +13,98 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
-from pushdemo.redis_link import Link, RedisUnavailableError
-from pushdemo.redis_topics import Entry
+from pushdemo.redis_link import Fields, Link, RedisUnavailableError
 
 log = logging.getLogger("pushdemo")
 
-LOOK = 1.0  # seconds between two looks whether a topic has begun a new life, which a blocked XREAD would never tell
+LOOK = 5.0  # seconds between two looks while all is well, in case news went where this connection does not reach
 _AGAIN = 0.5  # seconds before the next try of a Redis that is gone
-_AT_ONCE = 100  # entries of a stream that one answer brings at most
 
 
-class Stream(Protocol):
-    """What is read: a stream at Redis, and what becomes of its entries."""
+class Follower(Protocol):
+    """What is kept as Redis has it."""
 
     @property
-    def place(self) -> tuple[str, str]:
-        """Its key, and the id of the last entry that is known."""
+    def key(self) -> str:
+        """By which news are known as its own."""
 
-    def absorb(self, key: str, entries: list[Entry]) -> bool:
-        """Take over entries of the stream `key`; False where `catch_up` must find out what has become of it."""
+    def absorb(self, news: Fields) -> bool:
+        """Take over news; False where `catch_up` must find out what they follow."""
 
     def catch_up(self) -> None:
-        """Make sure that the stream is still the one that is known, and take over what is new. Asks Redis itself."""
+        """Take over what Redis has. Raises RedisUnavailableError."""
 
     def tell(self) -> None:
         """Tell whoever wants to know what has been taken over, in this or another thread."""
 
 
 class Reader:
-    """Reads the streams that it is told to watch."""
+    """Brings news to those that it is told of."""
 
     def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
         self._link = link
         self._clock = clock
-        self._client = link.reader(LOOK)
-        self._streams: list[Stream] = []
+        self._listener = link.listener()
+        self._followers: dict[bytes, Follower] = {}
         self._closed = threading.Event()
 
-    def watch(self, stream: Stream) -> None:
-        """Read this stream too, once started."""
-        self._streams.append(stream)
+    def follow(self, follower: Follower) -> None:
+        """Bring it news too, once started."""
+        self._followers[follower.key.encode()] = follower
 
     def start(self) -> None:
-        """Fill the streams' mirrors now, before the first client comes, if Redis can be reached; then read on."""
+        """Have all catch up now, before the first client comes, if Redis can be reached; then listen."""
         with suppress(RedisUnavailableError):  # the log knows, and the thread goes on trying
             self._look()
         threading.Thread(target=self._run, name="pushdemo-redis-reader", daemon=True).start()
 
     def close(self) -> None:
-        """The application stops: the thread ends its connection and itself, within LOOK seconds."""
+        """The application stops: the thread ends its connection and itself, within a second or so."""
         self._closed.set()
 
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self._look()
-                until = self._clock() + LOOK
-                # Where others have met trouble, a look ends it, or else meets it too.
-                while (left := until - self._clock()) > 0 and not (self._closed.is_set() or self._link.trouble):
-                    self._read(left)
+                self._listen()
             except RedisUnavailableError:
                 self._closed.wait(_AGAIN)
             except Exception:
                 log.exception("the reader met an error and goes on")
                 self._closed.wait(_AGAIN)
-        self._client.close()
+            finally:
+                self._listener.close()
+
+    def _listen(self) -> None:
+        self._listener.open()
+        due = self._clock()  # behind the opening: what comes from here on is heard
+        while not self._closed.is_set():
+            # Where others have met trouble, a look ends it, or else meets it too.
+            if self._clock() >= due or self._link.trouble:
+                self._look()
+                due = self._clock() + LOOK
+            news = self._listener.next()
+            if news is not None:
+                self._take_over(news)
 
     def _look(self) -> None:
-        for stream in self._streams:
+        for follower in self._followers.values():
             try:
-                stream.catch_up()
+                follower.catch_up()
             except RedisUnavailableError:
                 if self._link.trouble:
                     raise
-                # Refused: a full Redis has no room for a topic that is new to it. The others are read all the same.
-            stream.tell()
+                # Refused: a full Redis has no room for a topic that is new to it. The others catch up all the same.
+            follower.tell()
 
-    def _read(self, seconds: float) -> None:
-        """Take over what comes within so many seconds, up to the first answer."""
-        by_key = {stream.place[0].encode(): stream for stream in self._streams}
-        places: dict[Any, Any] = {key: stream.place[1] for key, stream in by_key.items()}
-        # What other threads have taken over up to here is told now; what they do from here on is in the answer.
-        for stream in self._streams:
-            stream.tell()
-        if not places:
-            self._closed.wait(seconds)
+    def _take_over(self, news: bytes) -> None:
+        """See redis_scripts.py for what they look like."""
+        head, _, body = news.partition(b"\n")
+        key, *words = head.split(b" ")
+        follower = self._followers.get(key)
+        if follower is None:  # another application's
             return
-        block = max(1, round(seconds * 1000))
-        answer: list[tuple[bytes, list[Entry]]] = self._link.call(
-            lambda: self._client.xread(places, count=_AT_ONCE, block=block)
-        )
-        for key, entries in answer or ():
-            stream = by_key[key]
-            if not stream.absorb(key.decode(), entries):
-                stream.catch_up()
-            stream.tell()
+        if not follower.absorb({**dict(zip(words[::2], words[1::2], strict=True)), b"b": body}):
+            follower.catch_up()
+        follower.tell()

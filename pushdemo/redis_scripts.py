@@ -37,9 +37,10 @@ end
 LOOK = f"{_LIFE}\nreturn {{epoch, number, notices}}"
 
 # ARGV from the sixth on: the entry's nonce, kind and body, the fence of the lease ('' without one), how many entries
-# the stream keeps, and for how many seconds an ended topic is remembered.
+# the stream keeps, for how many seconds an ended topic is remembered, and the channel for news.
 # An entry in the stream has the fields n (its nonce), p (that of the entry before it), t (when, in milliseconds since
-# 1970), b (the body), and k (the kind) where it is no message.
+# 1970), b (the body), and k (the kind) where it is no message. The news of it have the same, with its id (i) and the
+# epoch (e): the topic's key, names and what they name, and the body behind the line.
 # Returns 'added' with the entry's id, 'lost' (the lease), 'ended', or 'epoch' where the caller knows another one.
 PUBLISH = f"""{_LIFE}
 if epoch ~= ARGV[1] then return {{'epoch'}} end
@@ -65,6 +66,8 @@ if ARGV[7] == 'end' then
   redis.call('EXPIRE', KEYS[1], ARGV[11])
   redis.call('EXPIRE', KEYS[2], ARGV[11])
 end
+local news = {{KEYS[1], 'e', epoch, 'i', id, 'n', ARGV[6], 'p', known[4] or '', 't', time, 'k', ARGV[7]}}
+redis.call('PUBLISH', ARGV[12], table.concat(news, ' ') .. '\\n' .. ARGV[8])
 return {{'added', number, notices}}
 """
 

@@ -21,7 +21,6 @@ from pushdemo.redis_values import decoded, digest, encoded
 from pushdemo.stores import CachetoolsStore, Entry, Timer
 
 SHORTEST, LONGEST = 0.005, 0.1  # seconds between two looks whether someone else's claim has ended
-FORGOTTEN = 10_000  # deletions that the other nodes are told of, if they were cut off for a while
 _EVER = 10 * 365 * 24 * 3600.0  # seconds: for values that are used for ever
 
 
@@ -51,7 +50,8 @@ class RedisStore:
         self._may_pickle = may_pickle
         self._renewals = renewals
         self._keys = [link.key("cache", name, part) for part in ("values", "times", "claims")]
-        self._forgotten = link.key("forgotten")
+        self._deletions_key = link.key("deletions")
+        self._channel = link.channel
         self._get = link.script(GET)
         self._claim = link.script(CLAIM)
         self._settle = link.script(SETTLE)
@@ -132,7 +132,7 @@ class RedisStore:
         name = digest(key)
         try:
             if name is not None:
-                self._delete([*self._keys, self._forgotten], [name, self.name, FORGOTTEN])
+                self._delete([*self._keys, self._deletions_key], [name, self.name, self._channel])
         finally:
             with self._lock:
                 self._deletions += 1
@@ -142,7 +142,7 @@ class RedisStore:
     def clear(self) -> None:
         """See Store. Raises as `delete` does."""
         try:
-            self._delete([*self._keys, self._forgotten], ["", self.name, FORGOTTEN])
+            self._delete([*self._keys, self._deletions_key], ["", self.name, self._channel])
         finally:
             with self._lock:
                 self._turns.clear()

@@ -62,8 +62,9 @@ redis.call('HDEL', KEYS[3], ARGV[2])
 return 1
 """
 
-# KEYS[4] is the stream of what has been forgotten, for the other nodes' copies. ARGV: a digest, or '' for all; the
-# function's name; how many entries the stream keeps.
+# KEYS[4] is the count of all deletions, which begins anew, at a number that it never had, in a Redis that was flushed.
+# ARGV: a digest, or '' for all; the function's name; the channel for news, which are KEYS[4], the count (c), the digest
+# (d), and the name behind the line.
 DELETE = """
 if ARGV[1] == '' then
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
@@ -72,7 +73,12 @@ else
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('HDEL', KEYS[3], ARGV[1])
 end
-redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*', 'f', ARGV[2], 'd', ARGV[1])
+if redis.call('EXISTS', KEYS[4]) == 0 then
+  local time = redis.call('TIME')
+  redis.call('SET', KEYS[4], string.format('%d%06d', time[1], time[2]))
+end
+local count = string.format('%d', redis.call('INCR', KEYS[4]))
+redis.call('PUBLISH', ARGV[3], table.concat({KEYS[4], 'c', count, 'd', ARGV[1]}, ' ') .. '\\n' .. ARGV[2])
 """
 
 COUNT = f"""{_NOW}

@@ -7,7 +7,7 @@ consists of is the stream's; its position is this process's own. Run by: any thr
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, cast
 
 from pushdemo import content
 from pushdemo.messages import Kind, Message
-from pushdemo.redis_link import Link, RedisUnavailableError
+from pushdemo.redis_link import Fields, Link, RedisUnavailableError
 from pushdemo.redis_scripts import LOOK, PUBLISH
 from pushdemo.topics import Beginning, Topic
 
@@ -25,7 +25,6 @@ _LIVES = 5  # how often a topic may begin anew while one message is being publis
 
 Place = tuple[int, int]  # an entry's id in the stream
 Known = tuple[str, str, int, str, bytes]  # see redis_scripts.py: the first of it is the epoch, or ""
-Fields = dict[bytes, bytes]
 Entry = tuple[bytes, Fields]  # as the client library gives it
 
 
@@ -53,7 +52,7 @@ class RedisTopic(Topic):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name, content_type=content_type, history=history, clock=clock)
-        self.state = link.key("topic", name)
+        self.key = link.key("topic", name)  # of its state, and in the news
         self._stream = link.key("stream", name)
         self._link = link
         self._look = link.script(LOOK)
@@ -84,7 +83,7 @@ class RedisTopic(Topic):
         may be in the stream or not: asked for again with the same `nonce`, it is added once, unless someone else's came
         in between. Raises RuntimeError once the topic has ended.
         """
-        nonce = nonce or secrets.token_hex(8)
+        nonce = nonce or os.urandom(8).hex()
         for _ in range(_LIVES):
             if self.ended or self.closed:
                 break
@@ -93,8 +92,8 @@ class RedisTopic(Topic):
             if lease and lease.epoch != epoch:
                 raise LeaseLostError
             answer = self._publish(
-                [self.state, self.stream(epoch)],
-                [*known, nonce, kind, body, lease.fence if lease else "", self.kept, ENDED_FOR],
+                [self.key, self.stream(epoch)],
+                [*known, nonce, kind, body, lease.fence if lease else "", self.kept, ENDED_FOR, self._link.channel],
             )
             if answer[0] == b"added":
                 return self._added(epoch, (int(answer[1]), int(answer[2])), nonce, kind, body)
@@ -106,10 +105,12 @@ class RedisTopic(Topic):
 
     def _added(self, epoch: str, place: Place, nonce: str, kind: str, body: bytes) -> Message | None:
         with self.changed:
-            follows = place == ((self.number + 1, 0) if kind == "message" else (self.number, self._notices + 1))
-            if epoch == self.epoch and follows:
+            same = epoch == self.epoch
+            here = same and place <= (self.number, self._notices)  # the news may have been faster
+            if same and place == ((self.number + 1, 0) if kind == "message" else (self.number, self._notices + 1)):
                 self._take(place, nonce.encode(), kind, body, self.clock())
-        if not follows:  # others have published meanwhile
+                here = True
+        if not here:  # others have published meanwhile
             with suppress(RedisUnavailableError):  # which the reader will bring: this entry is in the stream
                 self.catch_up()
         self.tell()
@@ -142,17 +143,11 @@ class RedisTopic(Topic):
         """The key of the stream of one of the topic's lives."""
         return f"{self._stream}:{epoch}"
 
-    @property
-    def place(self) -> tuple[str, str]:
-        """The key of the stream and the id of its last entry that is in the mirror, as XREAD takes them."""
-        with self.changed:
-            return self.stream(self.epoch), f"{self.number}-{self._notices}"
-
     def known(self) -> Known:
         """What the scripts begin with: by it they tell whether this Redis is the one that the mirror is of."""
         with self.changed:
             epoch = self.epoch if self._shared else ""
-            return epoch, secrets.token_hex(4), self.number, f"{self.number}-{self._notices}", self._nonce
+            return epoch, os.urandom(4).hex(), self.number, f"{self.number}-{self._notices}", self._nonce
 
     def newest_message(self) -> Message | None:
         """The newest message in the mirror; under the lock."""
@@ -177,7 +172,7 @@ class RedisTopic(Topic):
         with self._catching_up:
             if not patient and self._link.trouble:  # whoever held the lock may have waited for that in vain
                 return
-            found, number, notices = self._look([self.state, self.stream(self.epoch)], self.known())
+            found, number, notices = self._look([self.key, self.stream(self.epoch)], self.known())
             epoch = found.decode()
             with self.changed:
                 same = self._shared and epoch == self.epoch
@@ -189,26 +184,24 @@ class RedisTopic(Topic):
             with self.changed:
                 if not same:
                     self._begin_life(epoch, entries)
-                self._absorb(key, entries, looked=True)
+                self._absorb(entries, looked=True)
 
-    def absorb(self, key: str, entries: Sequence[Entry]) -> bool:
-        """Take entries of the stream `key` over; those that the mirror has, or of another life, are passed over.
+    def absorb(self, news: Fields) -> bool:
+        """Take over the entry that the news tell of, unless the mirror has it.
 
-        False where they do not follow what the mirror has: then the stream is not what it was, and `catch_up` helps.
+        False where it does not follow what the mirror has, or is of another life.
         """
         with self.changed:
-            return self._absorb(key, entries)
+            return news[b"e"].decode() == self.epoch and self._absorb([(news[b"i"], news)])
 
-    def _absorb(self, key: str, entries: Sequence[Entry], *, looked: bool = False) -> bool:
-        if key != self.stream(self.epoch):
-            return True
+    def _absorb(self, entries: Sequence[Entry], *, looked: bool = False) -> bool:
         for id, fields in entries:
             number, notice = map(int, id.split(b"-"))
             if (number, notice) <= (self.number, self._notices):
                 continue
             missed = number > self.number + (notice == 0)  # what was in between has left the stream
             forked = not missed and self._nonce not in (b"", fields[b"p"])
-            if forked and not looked:
+            if not looked and fields[b"p"] != self._nonce:
                 return False
             if missed or forked:
                 self._reset(number - (notice == 0))

@@ -62,6 +62,11 @@ class RedisServer:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE)
 
+    def kill_connections(self) -> None:
+        """All but that of `client`."""
+        for kind in ("normal", "pubsub"):
+            self.client.client_kill_filter(_type=kind, skipme=True)
+
     def stop(self) -> None:
         """End it, however it is."""
         assert self.process

@@ -201,7 +201,7 @@ def pause_the_leader(cluster: Cluster) -> None:
 
 def kill_the_connections(cluster: Cluster) -> None:
     for _ in range(5):
-        cluster.redis.client.client_kill_filter(_type="normal", skipme=True)
+        cluster.redis.kill_connections()
         grow(cluster.followers[:1], 2)
 
 

@@ -183,7 +183,7 @@ def test_a_lease_that_ran_out_unnoticed_is_lost_once_another_has_it(shared: Redi
     first, second = member("a", interval=0.3), member("b")
     first.news.join()
     grow(first.news, 1)
-    fenced = shared.client.hincrby(first.news.state, "fence", 1)  # what another node's taking over does
+    fenced = shared.client.hincrby(first.news.key, "fence", 1)  # what another node's taking over does
     shared.client.set(first.producer.keys[0], fenced, px=500)
     wait_until(lambda: not first.leads, what="the loss")
     second.news.join()
@@ -266,7 +266,7 @@ def test_a_new_life_that_is_found_in_the_middle_of_publishing_ends_the_lease(
         monkeypatch.undo()
         fragile.client.flushall()
         news.catch_up()
-        fragile.client.hset(news.state, "fence", lease.fence)  # somebody else's, in the new life
+        fragile.client.hset(news.key, "fence", lease.fence)  # somebody else's, in the new life
         return known()
 
     monkeypatch.setattr(news, "known", known_after_a_flush)

@@ -219,6 +219,35 @@ def test_a_value_that_another_node_deletes_right_after_it_was_stored_leaves_no_c
     assert kept.get(key) is None
 
 
+@pytest.mark.parametrize("found_by", ["the next deletion", "a new connection"])
+def test_who_has_missed_a_deletion_drops_all_copies(machine: Machine, found_by: str) -> None:
+    machine.node(), machine.node()
+    kept, others = (backend.store(counted.name, 8, time.monotonic) for backend in machine.backends)
+    assert isinstance(others, RedisStore)
+    wait_until(lambda: machine.server.client.pubsub_numsub(others._channel)[0][1] == 2, what="both readers")
+    others.delete(key_of((4,)))  # the first in the life of a Redis: all that is known before it is that there was none
+    wait_until(lambda: kept._deletions == 1, what="the news")
+    keys = [key_of((number,)) for number in range(3)]
+    for key in keys:
+        kept.settle(key, kept.claim(key, 0), Entry([1], time.monotonic(), 60))
+    others.delete(keys[0])
+    wait_until(lambda: set(kept.near) == set(keys[1:]), what="the news")
+    heard, others._channel = others._channel, "nowhere"
+    others.delete(keys[1])
+    if found_by == "a new connection":
+        machine.server.kill_connections()
+    else:
+        others._channel = heard
+        others.delete(key_of((4,)))
+    wait_until(lambda: not kept.near, what="the end of the copies")
+    assert kept.get(keys[1]) is None
+    assert kept.get(keys[2])
+    others._channel = heard
+    others.delete(keys[0])
+    wait_until(lambda: kept._deletions == 4, what="the news")
+    assert list(kept.near) == [keys[2]]
+
+
 def test_a_node_that_has_not_called_a_function_clears_its_values_too(machine: Machine) -> None:
     here, there = machine.node(), machine.node()
     assert on(here, counted, 1)[0] == 1

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tests.test_topics as contract
+from pushdemo import memorize, redis_reader
+from pushdemo.caches import Caches
 from pushdemo.redis_link import Link, RedisUnavailableError
 from pushdemo.redis_topics import RedisTopic
 from pushdemo.subscriptions import Pace, Subscription
@@ -102,6 +106,11 @@ def fragile(server: RedisServer) -> Iterator[Cluster]:
 
 def reach(topic: RedisTopic, number: int) -> None:
     wait_until(lambda: topic.number == number, what=f"message {number}")
+
+
+def stranger(cluster: Cluster) -> RedisTopic:
+    """The topic in a process that publishes, and hears no news."""
+    return RedisTopic(Link(cluster.server.url, cluster.space), "news", content_type="text/plain")
 
 
 def ids(topic: RedisTopic, position: int = 0) -> list[str]:
@@ -247,7 +256,10 @@ def test_clients_of_two_topics_on_one_connection_resume_on_another_node(cluster:
 # -- what goes wrong
 
 
-def test_after_a_flush_every_client_is_told_of_a_reset_and_goes_on(fragile: Cluster) -> None:
+def test_after_a_flush_every_client_is_told_of_a_reset_and_goes_on(
+    fragile: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 0.5)
     here, there = fragile.node(), fragile.node()
     last = here.publish("before")
     reach(there, 1)
@@ -277,7 +289,7 @@ def test_a_message_right_after_a_flush_is_in_the_new_life(fragile: Cluster) -> N
 def test_a_redis_that_went_back_to_an_older_copy_gives_no_number_twice(fragile: Cluster) -> None:
     here = fragile.node()
     here.publish("a")
-    client, keys = fragile.server.client, [here.state, here.stream(here.epoch)]
+    client, keys = fragile.server.client, [here.key, here.stream(here.epoch)]
     copy = [client.dump(key) for key in keys]
     old = here.publish("b")
     for key, value in zip(keys, copy, strict=True):
@@ -292,13 +304,13 @@ def test_a_redis_that_went_back_to_an_older_copy_gives_no_number_twice(fragile: 
 def test_an_older_copy_that_others_have_gone_on_from_is_noticed(fragile: Cluster) -> None:
     here = fragile.node()
     here.publish("a")
-    client, keys = fragile.server.client, [here.state, here.stream(here.epoch)]
+    client, keys = fragile.server.client, [here.key, here.stream(here.epoch)]
     copy = [client.dump(key) for key in keys]
     epoch, last = here.epoch, here.publish("b")
     for key, value in zip(keys, copy, strict=True):
         assert value is not None
         client.restore(key, 0, value, replace=True)  # type: ignore[arg-type]
-    other = RedisTopic(Link(fragile.server.url, fragile.space), "news", content_type="text/plain")
+    other = stranger(fragile)
     for text in "xyz":  # it has never heard of b
         other.publish(text)
     wait_until(lambda: here.epoch != epoch, what="the new life")
@@ -319,10 +331,72 @@ def test_what_has_left_the_stream_while_a_node_was_cut_off_is_a_reset(fragile: C
     link.close()
 
 
+def mute(cluster: Cluster) -> RedisTopic:
+    """The topic in a process whose news reach nobody."""
+    topic = stranger(cluster)
+    topic._link.channel = "nowhere"
+    return topic
+
+
+def test_news_that_were_lost_are_made_up_for_by_the_next(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 3600)
+    here, lost, other = cluster.node(), mute(cluster), stranger(cluster)
+    other.publish("a")
+    reach(here, 1)
+    lost.publish("b")
+    lost.notify("failing")
+    assert here.number == 1
+    other.publish("c")
+    reach(here, 3)
+    lost.notify("failing")
+    lost.notify("failing")
+    other.notify("failing")
+    wait_until(lambda: here.head == 7, what="the last notice")
+    assert entries(here) == ["a", "b", "(failing)", "c", "(failing)", "(failing)", "(failing)"]
+
+
+def test_news_that_were_lost_are_made_up_for_by_a_look(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 0.1)
+    here = cluster.node()
+    told = threading.Event()
+    here.listen(lambda _: told.set())
+    mute(cluster).publish("a")
+    assert told.wait(PATIENCE)
+    assert entries(here) == ["a"]
+
+
+def test_a_new_life_is_news(fragile: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 3600)
+    here, other = fragile.node(), stranger(fragile)
+    other.publish("a")
+    reach(here, 1)
+    before = here.head
+    fragile.server.client.flushall()
+    other.publish("b")
+    wait_until(lambda: here.epoch == other.epoch, what="the new life")
+    assert entries(here, before) == ["(reset)", "b"]
+
+
+def test_what_is_not_for_this_application_is_passed_over(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 3600)
+    here = cluster.node()
+    elsewhere = Link(cluster.server.url[:-1] + "1", cluster.space)  # another database has the same channels
+    RedisTopic(elsewhere, "news", content_type="text/plain").publish("another's")
+    RedisTopic(Link(cluster.server.url, cluster.space), "unknown", content_type="text/plain").publish("another's")
+    assert cluster.server.client.publish(here._link.channel, b"what is this?") == 1
+    stranger(cluster).publish("a")
+    reach(here, 1)
+    assert entries(here) == ["a"]
+    assert not caplog.records
+    elsewhere.close()
+
+
 def test_killing_every_connection_loses_nothing(fragile: Cluster) -> None:
     here, there = fragile.node(), fragile.node()
     for number in range(1, 21):
-        fragile.server.client.client_kill_filter(_type="normal", skipme=True)
+        fragile.server.kill_connections()
         published = None
         while published is None:
             try:
@@ -488,15 +562,8 @@ def test_a_topic_that_a_full_redis_has_no_room_for_does_not_keep_the_others_from
     node.start()
     assert entries(known, known.begin().position) == ["a"]
     fragile.server.client.config_set("maxmemory", "0")
-    fragile.server.client.xadd(*known_entry(fragile, known))
+    stranger(fragile).publish("b")
     reach(known, 2)
-
-
-def known_entry(cluster: Cluster, topic: RedisTopic) -> tuple[Any, ...]:
-    """What XADD takes for the next message of a topic, with which nothing but the reader can bring it."""
-    (newest,) = cluster.server.client.xrevrange(topic.stream(topic.epoch), count=1)
-    fields = newest[1] | {b"n": b"next", b"p": newest[1][b"n"]}
-    return topic.stream(topic.epoch), fields, "2-0"
 
 
 @pytest.mark.parametrize(
@@ -524,12 +591,39 @@ def test_a_short_socket_timeout_in_the_url_does_not_end_the_reader(shared: Redis
     topic = node.topic()
     node.start()
     other = RedisTopic(Link(shared.url, node.backend.namespace), "news", content_type="text/plain")
-    reads = shared.client.info("commandstats")["cmdstat_xread"]["calls"]
-    wait_until(lambda: shared.client.info("commandstats")["cmdstat_xread"]["calls"] > reads + 1, what="two reads")
+    pings = shared.client.info("commandstats")["cmdstat_ping"]["calls"]  # redis-server was waited for with one
+    wait_until(lambda: shared.client.info("commandstats")["cmdstat_ping"]["calls"] > pings + 1, what="two silences")
     other.publish("a")
     reach(topic, 1)
     assert not node.backend.trouble
     node.close()
+
+
+def test_a_user_who_may_do_no_more_than_the_docs_say_will_do(server: RedisServer) -> None:
+    line = re.search(r"^ *user pushdemo (.*)$", Path("docs/deploy.md").read_text(), re.MULTILINE)
+    assert line
+    server.client.execute_command("ACL", "SETUSER", "pushdemo", *line[1].split())
+    node = Node(f"redis://pushdemo:password@127.0.0.1:{server.port}/0", "pushdemo")
+    topic = node.topic()
+    node.start()
+    RedisTopic(Link(server.url, "pushdemo"), "news", content_type="text/plain").publish("a")
+    reach(topic, 1)
+    topic.publish("b")
+    caches = Caches(store=node.backend.store)
+    with caches.active():
+        assert minute() == minute()
+        minute.clear()
+    topic.source = node.backend.producer(topic, lambda: "c", 0.05, around=nullcontext)
+    topic.join()
+    wait_until(lambda: topic.number > 3, what="messages of the source")
+    topic.leave()
+    node.close()
+    assert not server.client.acl_log()
+
+
+@memorize(60)
+def minute() -> str:
+    return time.strftime("%H:%M")
 
 
 def test_a_unix_socket_will_do(tmp_path: Path) -> None:
