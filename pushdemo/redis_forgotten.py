@@ -1,4 +1,4 @@
-"""What other nodes have deleted from the cache, so that copies go too: the news of it, and a count of all deletions.
+"""What other nodes have deleted from the cache, so that copies go too: the news of it, and what was deleted last.
 
 Run by: the reader's thread; `add` by any.
 """
@@ -18,7 +18,7 @@ class Forgotten:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.key = link.key("deletions")
-        self._count: int | None = None  # deletions that are known; the reader's thread alone uses it
+        self._known: tuple[int, bytes] | None = None  # the newest deletion that is; the reader's thread alone uses it
         self._lock = threading.Lock()  # guards the next line
         self._stores: weakref.WeakSet[RedisStore] = weakref.WeakSet()
 
@@ -29,20 +29,20 @@ class Forgotten:
 
     def absorb(self, news: Fields) -> bool:
         """See Follower."""
-        count = int(news[b"c"])
-        if self._count is None or count > self._count + 1:
+        number = int(news[b"c"])
+        if self._known is None or (number >= self._known[0] and self._known[1] not in (news[b"p"], news[b"n"])):
             return False
-        if count > self._count:
-            self._count = count
+        if number > self._known[0]:
+            self._known = number, news[b"n"]
             self._forget(news[b"b"].decode(), news[b"d"].decode())
         return True
 
     def catch_up(self) -> None:
         """See Follower. Which deletions were missed nobody knows any more: all copies go."""
-        count = int(self._link.call(lambda: self._link.client.get(self.key)) or 0)
-        missed = self._count not in (None, count)
-        self._count = count
-        if missed:
+        found = self._link.call(lambda: self._link.client.get(self.key))
+        number, _, token = (found or b"0 ").partition(b" ")
+        if self._known != (known := (int(number), token)):
+            self._known = known
             self._forget("", "")
 
     def tell(self) -> None:

@@ -32,8 +32,12 @@ class RedisUnavailableError(ConnectionError):
     """Redis cannot be reached, or cannot do what it is asked to; the message says which."""
 
 
+class ListenerLostError(ConnectionError):
+    """The connection that hears what is published has ended."""
+
+
 class Link:
-    """One application's way to the Redis at `url`; all its keys begin with `namespace`.
+    """One application's way to the Redis at `url`; all its keys begin with `namespace`, which has no spaces.
 
     The braces around that are a hash tag (Redis Cluster specification, "Hash tags"): all keys are in one slot, so that
     a script may use several of them. Raises ValueError for a URL that the client library cannot use, without repeating
@@ -195,20 +199,25 @@ class Script:
 
 
 class Listener:
-    """A connection that hears what is published on the link's channel; one thread's. All of it but `close` may raise
-    RedisUnavailableError."""
+    """A connection that hears what is published on the link's channel; one thread's."""
 
     def __init__(self, link: Link, connection: ConnectionInterface) -> None:
         self._link = link
         self._connection = connection
 
     def open(self) -> None:
-        """Begin to hear: what is published after this."""
+        """Begin to hear: what is published after this. Raises RedisUnavailableError."""
         self._link.call(self._subscribe)
 
     def next(self) -> bytes | None:
-        """What is published next; None after a second without, in which Redis has said that it is there."""
-        kind, *_, what = self._link.call(self._answer)
+        """What is published next; None after a second without, in which Redis has said that it is there.
+
+        Raises ListenerLostError where the connection ends. That says nothing of Redis: to open it again tells.
+        """
+        try:
+            kind, *_, what = self._answer()
+        except (redis.RedisError, OSError) as error:
+            raise ListenerLostError from error
         return what if kind == b"message" else None
 
     def close(self) -> None:
@@ -217,14 +226,18 @@ class Listener:
 
     def _subscribe(self) -> None:
         self._connection.send_command("SUBSCRIBE", self._link.channel, check_health=False)
-        self._connection.read_response()
+        self._read(COMMAND_TIMEOUT)
 
     def _answer(self) -> Any:
         with suppress(redis.TimeoutError):
             return self._connection.read_response(disconnect_on_error=False)
         # That nothing is published is no error; that the connection is dead shows only when it is used.
         self._connection.send_command("PING", check_health=False)
-        for _ in range(round(COMMAND_TIMEOUT / SILENCE) - 1):
+        return self._read(COMMAND_TIMEOUT)
+
+    def _read(self, seconds: float) -> Any:
+        """What Redis says; each try takes SILENCE."""
+        for _ in range(round(seconds / SILENCE) - 1):
             with suppress(redis.TimeoutError):
                 return self._connection.read_response(disconnect_on_error=False)
         return self._connection.read_response()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from pushdemo.redis_link import Fields, Link, RedisUnavailableError
+from pushdemo.redis_link import Fields, Link, ListenerLostError, RedisUnavailableError
 
 log = logging.getLogger("pushdemo")
 
@@ -66,8 +66,12 @@ class Reader:
 
     def _run(self) -> None:
         while not self._closed.is_set():
+            began = self._clock()
             try:
                 self._listen()
+            except ListenerLostError:
+                # At once, unless that is what happens each time.
+                self._closed.wait(max(0.0, began + _AGAIN - self._clock()))
             except RedisUnavailableError:
                 self._closed.wait(_AGAIN)
             except Exception:
@@ -77,7 +81,12 @@ class Reader:
                 self._listener.close()
 
     def _listen(self) -> None:
-        self._listener.open()
+        try:
+            self._listener.open()
+        except RedisUnavailableError:
+            if not self._link.trouble:  # refused, to a user who may use no channels: then by looking alone
+                self._look()
+            raise
         due = self._clock()  # behind the opening: what comes from here on is heard
         while not self._closed.is_set():
             # Where others have met trouble, a look ends it, or else meets it too.

@@ -41,7 +41,9 @@ LOOK = f"{_LIFE}\nreturn {{epoch, number, notices}}"
 # An entry in the stream has the fields n (its nonce), p (that of the entry before it), t (when, in milliseconds since
 # 1970), b (the body), and k (the kind) where it is no message. The news of it have the same, with its id (i) and the
 # epoch (e): the topic's key, names and what they name, and the body behind the line.
-# Returns 'added' with the entry's id, 'lost' (the lease), 'ended', or 'epoch' where the caller knows another one.
+# Returns 'added' with the entry's id and, unless it was there before, the nonce of the entry before it; 'lost' (the
+# lease), 'ended', or 'epoch' where the caller knows another one. Where news may not be published, others find the entry
+# when they look.
 PUBLISH = f"""{_LIFE}
 if epoch ~= ARGV[1] then return {{'epoch'}} end
 if ARGV[9] ~= '' and known[5] ~= ARGV[9] then return {{'lost'}} end
@@ -67,8 +69,8 @@ if ARGV[7] == 'end' then
   redis.call('EXPIRE', KEYS[2], ARGV[11])
 end
 local news = {{KEYS[1], 'e', epoch, 'i', id, 'n', ARGV[6], 'p', known[4] or '', 't', time, 'k', ARGV[7]}}
-redis.call('PUBLISH', ARGV[12], table.concat(news, ' ') .. '\\n' .. ARGV[8])
-return {{'added', number, notices}}
+redis.pcall('PUBLISH', ARGV[12], table.concat(news, ' ') .. '\\n' .. ARGV[8])
+return {{'added', number, notices, known[4] or ''}}
 """
 
 # KEYS from the third on: the lease, which holds its fence and expires, and a key that is there while others want it.

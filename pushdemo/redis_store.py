@@ -132,7 +132,7 @@ class RedisStore:
         name = digest(key)
         try:
             if name is not None:
-                self._delete([*self._keys, self._deletions_key], [name, self.name, self._channel])
+                self._delete_for_all(name)
         finally:
             with self._lock:
                 self._deletions += 1
@@ -142,7 +142,7 @@ class RedisStore:
     def clear(self) -> None:
         """See Store. Raises as `delete` does."""
         try:
-            self._delete([*self._keys, self._deletions_key], ["", self.name, self._channel])
+            self._delete_for_all("")
         finally:
             with self._lock:
                 self._turns.clear()
@@ -213,6 +213,9 @@ class RedisStore:
             return bool(self._settle(self._keys, args))
         except RedisUnavailableError:
             return True
+
+    def _delete_for_all(self, name: str) -> None:
+        self._delete([*self._keys, self._deletions_key], [name, self.name, self._channel, secrets.token_hex(8)])
 
     def _entry(self, now: int, found: bytes) -> Entry | None:
         """The entry that is kept as `found`; None for one that this function does not read."""

@@ -62,9 +62,10 @@ redis.call('HDEL', KEYS[3], ARGV[2])
 return 1
 """
 
-# KEYS[4] is the count of all deletions, which begins anew, at a number that it never had, in a Redis that was flushed.
-# ARGV: a digest, or '' for all; the function's name; the channel for news, which are KEYS[4], the count (c), the digest
-# (d), and the name behind the line.
+# KEYS[4] is the newest deletion of all: its number, and its token. In a Redis that was flushed the numbers go on higher
+# than they ever were, in one that went back to an older copy of its data the token tells.
+# ARGV: a digest, or '' for all; the function's name; the channel for news; a token. The news are KEYS[4], the number
+# (c), the token (n) and that of the deletion before (p), the digest (d), and the name behind the line.
 DELETE = """
 if ARGV[1] == '' then
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
@@ -73,12 +74,15 @@ else
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('HDEL', KEYS[3], ARGV[1])
 end
-if redis.call('EXISTS', KEYS[4]) == 0 then
+local number, before = string.match(redis.call('GET', KEYS[4]) or '', '^(%d+) (%w+)$')
+if not number then
   local time = redis.call('TIME')
-  redis.call('SET', KEYS[4], string.format('%d%06d', time[1], time[2]))
+  number, before = time[1] * 1000000 + time[2], ''
 end
-local count = string.format('%d', redis.call('INCR', KEYS[4]))
-redis.call('PUBLISH', ARGV[3], table.concat({KEYS[4], 'c', count, 'd', ARGV[1]}, ' ') .. '\\n' .. ARGV[2])
+number = string.format('%d', number + 1)
+redis.call('SET', KEYS[4], number .. ' ' .. ARGV[4])
+local news = {KEYS[4], 'c', number, 'n', ARGV[4], 'p', before, 'd', ARGV[1]}
+redis.pcall('PUBLISH', ARGV[3], table.concat(news, ' ') .. '\\n' .. ARGV[2])
 """
 
 COUNT = f"""{_NOW}

@@ -96,18 +96,21 @@ class RedisTopic(Topic):
                 [*known, nonce, kind, body, lease.fence if lease else "", self.kept, ENDED_FOR, self._link.channel],
             )
             if answer[0] == b"added":
-                return self._added(epoch, (int(answer[1]), int(answer[2])), nonce, kind, body)
+                place = int(answer[1]), int(answer[2])
+                return self._added(epoch, place, nonce, kind, body, before=answer[3] if answer[3:] else None)
             if answer[0] == b"lost":
                 raise LeaseLostError
             self.catch_up()
             self.tell()
         raise RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
 
-    def _added(self, epoch: str, place: Place, nonce: str, kind: str, body: bytes) -> Message | None:
+    def _added(
+        self, epoch: str, place: Place, nonce: str, kind: str, body: bytes, *, before: bytes | None
+    ) -> Message | None:
         with self.changed:
             same = epoch == self.epoch
             here = same and place <= (self.number, self._notices)  # the news may have been faster
-            if same and place == ((self.number + 1, 0) if kind == "message" else (self.number, self._notices + 1)):
+            if same and not here and before == self._nonce:
                 self._take(place, nonce.encode(), kind, body, self.clock())
                 here = True
         if not here:  # others have published meanwhile

@@ -248,6 +248,34 @@ def test_who_has_missed_a_deletion_drops_all_copies(machine: Machine, found_by: 
     assert list(kept.near) == [keys[2]]
 
 
+def test_a_copy_does_not_outlive_a_deletion_at_a_redis_that_went_back_to_an_older_one(fragile: Machine) -> None:
+    fragile.node(), fragile.node()
+    kept, others = (backend.store(counted.name, 8, time.monotonic) for backend in fragile.backends)
+    assert isinstance(kept, RedisStore)
+    client, key, another = fragile.server.client, key_of((1,)), key_of((2,))
+    others.delete(another)
+    copy = client.get(kept._deletions_key)
+    others.delete(another)
+    wait_until(lambda: kept._deletions >= 2, what="the news")
+    kept.settle(key, kept.claim(key, 0), Entry([1], time.monotonic(), 60))
+    assert kept.near
+    client.set(kept._deletions_key, copy)  # type: ignore[arg-type]
+    others._channel = "nowhere"
+    others.delete(key)
+    fragile.server.kill_connections()
+    wait_until(lambda: not kept.near, what="the end of the copies")
+
+
+def test_a_copy_from_before_the_first_look_is_dropped_since_it_may_have_been_deleted(fragile: Machine) -> None:
+    fragile.server.kill()
+    fragile.node()
+    kept, key = fragile.backends[0].store(counted.name, 8, time.monotonic), key_of((1,))
+    kept.settle(key, kept.claim(key, 0), Entry([1], time.monotonic(), 60))
+    assert kept.near
+    fragile.server.start()
+    wait_until(lambda: not kept.near, what="the end of the copies")
+
+
 def test_a_node_that_has_not_called_a_function_clears_its_values_too(machine: Machine) -> None:
     here, there = machine.node(), machine.node()
     assert on(here, counted, 1)[0] == 1
