@@ -143,6 +143,8 @@ class RedisProducer(Producer):
         elif lease and others and not wanted:
             self.release()  # nobody here listens, and somebody there does: they need not wait until the linger is over
         elif held and not lease:
+            topic.catch_up()  # with whoever had it before: the news of the last message may be on their way
+            topic.tell()
             self._win(held)
 
     def _ask(self, lease: Lease | None) -> tuple[Lease | None, bool]:

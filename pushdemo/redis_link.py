@@ -114,7 +114,7 @@ class Link:
     def close(self) -> None:
         """Close the connections. A command after this opens another; the log hears no more of it."""
         self._closed = True
-        self.client.close()
+        self.client.connection_pool.disconnect(inuse_connections=False)
 
     def _connect(self, timeout: float) -> redis.Redis:
         # No retries: a message whose answer was lost on the way would be published twice. RESP2, whichever the

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pushdemo import redis_reader
 from pushdemo.redis_leases import RedisProducer
 from pushdemo.redis_topics import LeaseLostError, RedisTopic
 from tests.redis_support import Node, RedisServer, entries, namespace, redis_server
@@ -153,8 +154,12 @@ def test_a_node_that_stops_gives_its_lease_back(member: Members) -> None:
     whole(second.news)
 
 
-def test_the_next_producer_keeps_the_beat(member: Members) -> None:
+@pytest.mark.parametrize("heard", [True, False])
+def test_the_next_producer_keeps_the_beat(member: Members, monkeypatch: pytest.MonkeyPatch, heard: bool) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 3600)
     first, second = member("a", interval=1000.0), member("b", interval=1000.0)
+    if not heard:  # the news of the last message
+        first.news._link.channel = "nowhere"
     first.news.join()
     grow(first.news, 1)
     second.news.join()
