@@ -1,4 +1,7 @@
-"""Marks: `heavy` tests run where CI=true, or with `-m heavy`; `io_uring` ones where the kernel has it."""
+"""Marks: `heavy` tests run where CI=true, or with `-m heavy`; `io_uring` ones where the kernel has it.
+
+Properties are tried with fewer examples than where CI=true.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,17 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
 
 collect_ignore = [] if sys.platform == "linux" else ["test_ring.py"]
 
 
+settings.register_profile("daily", max_examples=30)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") != "true":
+        settings.load_profile("daily")
     config.addinivalue_line("markers", "heavy: takes long, or a machine with nothing else to do; run with `-m heavy`")
     config.addinivalue_line("markers", "io_uring: deselected where the kernel has none, or forbids it")
 

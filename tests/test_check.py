@@ -80,12 +80,14 @@ def test_nothing_is_found_where_nothing_is_between(capsys: pytest.CaptureFixture
     assert "Nothing on the way was seen" in said
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("directives", ["", 'proxy_http_version 1.1; proxy_set_header Connection "";'])
 def test_nothing_is_found_behind_an_nginx_that_lets_streams_through(tmp_path: Path, directives: str) -> None:
     with site() as url, behind_nginx(tmp_path, url, directives) as between:
         assert run(between, "--heartbeat", "0.5", seconds=2) == check.FINE
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("directives", "found", "not_found", "heartbeat"),
     [
@@ -119,6 +121,7 @@ def test_what_nginx_does_is_found_and_the_lines_that_are_given_mend_it(
             assert run(between) == check.FINE
 
 
+@pytest.mark.heavy
 def test_a_heartbeat_sooner_than_the_cut_mends_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directives = "proxy_read_timeout 2s;"
     with site(QUIET) as url, behind_nginx(tmp_path, url, directives) as between:
@@ -128,6 +131,7 @@ def test_a_heartbeat_sooner_than_the_cut_mends_it_too(tmp_path: Path, capsys: py
         assert run(between, seconds=3) == check.FINE
 
 
+@pytest.mark.heavy
 def test_a_stream_that_ends_in_the_midst_of_messages_was_not_cut_for_its_silence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,12 +147,14 @@ def test_a_stream_that_ends_in_the_midst_of_messages_was_not_cut_for_its_silence
     assert "proxy_read_timeout" not in said
 
 
+@pytest.mark.heavy
 def test_silence_for_longer_than_the_heartbeat_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with site(QUIET) as url:  # as if something held the heartbeats back
         assert run(url, "--heartbeat", "0.5", seconds=3) == check.FOUND
     assert "the server writes every 0.5 s or sooner" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_it_says_how_it_goes_while_it_waits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +179,7 @@ def test_a_picture_is_asked_for_by_multipart_alone(capsys: pytest.CaptureFixture
     assert re.findall(r"^(\w+): first byte", capsys.readouterr().out, re.M) == ["multipart"]
 
 
+@pytest.mark.heavy
 def test_an_address_may_insist_on_a_transport(capsys: pytest.CaptureFixture[str]) -> None:
     with site() as url:
         assert run(f"{url}?transport=jsonlines", "--heartbeat", "0.5", seconds=2) == check.FINE

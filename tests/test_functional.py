@@ -100,6 +100,7 @@ def test_the_first_part_comes_at_once_with_the_boundary_line_behind_it(slow: Pse
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", message(body))
 
 
+@pytest.mark.heavy
 def test_then_one_part_comes_every_interval(tmp_path: Path) -> None:
     with pserve(tmp_path, {"pushdemo.interval": SHORT}) as running, Client(running.port) as client:
         stream = Parts(client.get(STREAM))
@@ -144,6 +145,7 @@ def test_head_ends_at_once_and_starts_nothing() -> None:
     assert (topic.head, topic.clients) == (0, 0)
 
 
+@pytest.mark.heavy
 def test_20_clients_get_each_message_at_the_same_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interval, rounds = 0.25, 10
     with pserve(tmp_path, {"pushdemo.interval": interval}) as running, ExitStack() as stack:

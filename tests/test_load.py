@@ -230,7 +230,9 @@ def part(client: Client) -> tuple[dict[str, str], bytes]:
     return fields, client.exactly(int(fields["Content-Length"]))
 
 
-@pytest.mark.parametrize(("query", "width"), [("", WIDE), ("?width=narrow&v=1", NARROW)])
+@pytest.mark.parametrize(
+    ("query", "width"), [("", WIDE), pytest.param("?width=narrow&v=1", NARROW, marks=pytest.mark.heavy)]
+)
 def test_the_picture_is_drawn_once_for_all_who_look(demo: Router, query: str, width: int) -> None:
     with serving(demo) as server, Client(port_of(server)) as one, Client(port_of(server)) as other:
         seen: list[dict[str, bytes]] = []

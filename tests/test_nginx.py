@@ -18,6 +18,8 @@ from tests.support import PATIENCE, Client, Pserve, chromium, pserve, require, w
 
 require(shutil.which("nginx"), "nginx", "nginx")
 
+pytestmark = pytest.mark.heavy
+
 STREAM = "/server/index"
 INTERVAL = 0.1  # seconds from one message to the next
 HEARTBEAT = 1  # seconds
@@ -200,7 +202,7 @@ def received(driver: Any) -> int:
     return int(text(driver, "received"))
 
 
-@pytest.mark.parametrize("house", ["plain", "gzip", pytest.param("http11", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("house", ["plain", "gzip", "http11"])
 def test_push_js_is_live_by_each_transport(chrome: Any, ports: dict[str, int], house: str) -> None:
     chrome.get(f"http://127.0.0.1:{ports[house]}/")
     for transport in (*TRANSPORTS, "multipart"):
@@ -213,7 +215,7 @@ def test_push_js_is_live_by_each_transport(chrome: Any, ports: dict[str, int], h
     assert text(chrome, "used").startswith("4 of")
 
 
-@pytest.mark.parametrize("transport", ["multipart", "sse", pytest.param("jsonlines", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("transport", ["multipart", "sse", "jsonlines"])
 def test_push_js_falls_back_behind_a_deaf_proxy_and_says_so(chrome: Any, ports: dict[str, int], transport: str) -> None:
     chrome.get(f"http://127.0.0.1:{ports['deaf']}/")
     choose(chrome, transport)

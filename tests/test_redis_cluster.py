@@ -20,6 +20,8 @@ from tests.readers import Event, Reader
 from tests.redis_support import redis_server
 from tests.support import PATIENCE, Client, Pserve, pserve, wait_until
 
+pytestmark = pytest.mark.heavy
+
 STREAM = "/server/index"
 LEADS = "this node makes the messages of topic server"
 RESIGNS = "another node may make the messages of topic server"
@@ -216,12 +218,7 @@ def have_redis_sleep(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(
     "harm",
-    [
-        pause_the_leader,
-        pytest.param(restart_redis, marks=pytest.mark.heavy),  # these also in test_redis_topics.py, without processes
-        pytest.param(kill_the_connections, marks=pytest.mark.heavy),
-        pytest.param(have_redis_sleep, marks=pytest.mark.heavy),
-    ],
+    [pause_the_leader, restart_redis, kill_the_connections, have_redis_sleep],
 )
 def test_no_client_misses_a_message_or_is_told_one_twice(cluster: Cluster, harm: Callable[[Cluster], None]) -> None:
     harm(cluster)
@@ -258,7 +255,7 @@ def restart_redis_without_its_data(cluster: Cluster) -> None:
     cluster.redis.start()
 
 
-@pytest.mark.parametrize("harm", [flush, pytest.param(restart_redis_without_its_data, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("harm", [flush, restart_redis_without_its_data])
 def test_a_new_life_of_the_topic_is_told_as_one_reset(cluster: Cluster, harm: Callable[[Cluster], None]) -> None:
     harm(cluster)
     for follower in cluster.followers:

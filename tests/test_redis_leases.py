@@ -184,6 +184,7 @@ def test_nothing_is_published_under_an_old_lease(shared: RedisServer, member: Me
     assert "late" not in whole(second.news)
 
 
+@pytest.mark.heavy
 def test_a_lease_that_ran_out_unnoticed_is_lost_once_another_has_it(shared: RedisServer, member: Members) -> None:
     first, second = member("a", interval=0.3), member("b")
     first.news.join()

@@ -22,6 +22,8 @@ from tests.test_redis_cluster import NODES, STREAM, Follower, get, grow
 
 require(shutil.which("nginx"), "nginx", "nginx")
 
+pytestmark = pytest.mark.heavy
+
 INI = configparser.RawConfigParser(delimiters="=")
 INI.read(ROOT / "production.ini", encoding="utf-8")
 

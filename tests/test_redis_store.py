@@ -173,6 +173,7 @@ with caches.active():
 """
 
 
+@pytest.mark.heavy
 def test_when_the_holder_of_a_claim_dies_another_computes(machine: Machine) -> None:
     command = [sys.executable, "-c", HOLDER, machine.server.url, machine.space]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as holder:

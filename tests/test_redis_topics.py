@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,17 @@ class TestContract:
     """Each test of test_topics.py again, on topics of which each is a Redis Stream of its own."""
 
     @pytest.fixture(autouse=True)
-    def _topics(self, shared: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _topics(self, shared: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        links: list[Link] = []
+
         def topic(**options: Any) -> RedisTopic:
-            return RedisTopic(Link(shared.url, namespace()), "news", content_type="text/plain", **options)
+            links.append(Link(shared.url, namespace()))
+            return RedisTopic(links[-1], "news", content_type="text/plain", **options)
 
         monkeypatch.setattr(contract, "topic", topic)
+        yield
+        for link in links:
+            link.close()
 
 
 def _adopt() -> None:
@@ -189,15 +195,12 @@ def test_an_ended_topic_is_ended_for_a_node_that_comes_later(cluster: Cluster) -
 
 
 def test_an_id_that_this_node_has_not_heard_of_yet_is_resumed_behind(cluster: Cluster) -> None:
-    here = cluster.node()
-    link = Link(cluster.server.url, cluster.space)
-    deaf = RedisTopic(link, "news", content_type="text/plain")  # no reader brings it anything
+    here, deaf = cluster.node(), cluster.stranger()
     first = here.publish("a")
     assert deaf.begin(first.id).reset is False
     second = here.publish("b")
     begun = deaf.begin(second.id)
     assert (begun.reset, entries(deaf, begun.position)) == (False, [])
-    link.close()
 
 
 def test_messages_say_when_they_came_on_whichever_node(cluster: Cluster) -> None:
@@ -446,6 +449,7 @@ def test_killing_every_connection_loses_nothing(fragile: Cluster) -> None:
     assert entries(there) == [f"{number}" for number in range(1, 21)]
 
 
+@pytest.mark.heavy
 def test_a_redis_that_sleeps_longer_than_any_timeout_loses_nothing_and_only_one_caller_waits_for_it(
     fragile: Cluster,
 ) -> None:
@@ -625,14 +629,15 @@ def test_a_password_is_never_in_the_log(tmp_path: Path, caplog: pytest.LogCaptur
     assert "swordfish" not in caplog.text + repr(node.backend) + node.backend.trouble
 
 
+@pytest.mark.heavy
 def test_a_short_socket_timeout_in_the_url_does_not_end_the_reader(shared: RedisServer) -> None:
     node = Node(f"{shared.url}?socket_timeout=0.2", namespace())
     topic = node.topic()
     node.start()
-    other = RedisTopic(Link(shared.url, node.backend.namespace), "news", content_type="text/plain")
     pings = shared.client.info("commandstats")["cmdstat_ping"]["calls"]  # redis-server was waited for with one
     wait_until(lambda: shared.client.info("commandstats")["cmdstat_ping"]["calls"] > pings + 1, what="two silences")
-    other.publish("a")
+    with closing(Link(shared.url, node.backend.namespace)) as link:
+        RedisTopic(link, "news", content_type="text/plain").publish("a")
     reach(topic, 1)
     assert not node.backend.trouble
     node.close()
@@ -645,7 +650,8 @@ def test_a_user_who_may_do_no_more_than_the_docs_say_will_do(server: RedisServer
     node = Node(f"redis://pushdemo:password@127.0.0.1:{server.port}/0", "pushdemo")
     topic = node.topic()
     node.start()
-    RedisTopic(Link(server.url, "pushdemo"), "news", content_type="text/plain").publish("a")
+    with closing(Link(server.url, "pushdemo")) as link:
+        RedisTopic(link, "news", content_type="text/plain").publish("a")
     reach(topic, 1)
     topic.publish("b")
     caches = Caches(store=node.backend.store)

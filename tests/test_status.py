@@ -157,6 +157,7 @@ def test_clients_and_their_lag_are_told_while_they_are_there(demo: Router) -> No
     assert report(app)["total"]["lag"] == 0
 
 
+@pytest.mark.heavy
 def test_the_topic_brings_the_report_again_and_again(demo: Router) -> None:
     with serving(demo) as server, Client(port_of(server)) as client:
         client.get("/status/stream?transport=jsonlines", version="1.0").head()

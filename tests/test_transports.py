@@ -241,6 +241,7 @@ def test_who_was_reset_before_any_message_goes_on_exactly(house: Pushing, news: 
 # -- heartbeats
 
 
+@pytest.mark.heavy
 def test_a_quiet_connection_is_kept_alive_and_a_busy_one_is_left_alone() -> None:
     """All transports at once: it takes a few seconds of real time."""
     with pushing({"heartbeat": 0.8, "longpoll.timeout": 0.8}) as house:

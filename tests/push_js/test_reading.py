@@ -31,6 +31,7 @@ def everything(transport: str) -> Script:
     return script
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("transport", ["multipart", "jsonlines"])
 def test_a_stream_torn_at_any_byte_is_read_whole(node: Node, wire: Wire, transport: str) -> None:
     url = wire.on(f"/torn-{transport}", everything(transport))

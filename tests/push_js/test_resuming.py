@@ -65,6 +65,7 @@ def test_a_reset_that_has_not_come_whole_is_not_gone_on_behind(stream: tuple[Eng
     assert watch.resets == 1
 
 
+@pytest.mark.heavy
 def test_the_pause_grows_while_nobody_answers(node: Node, wire: Wire) -> None:
     url = wire.on("/down", Exchange.drop)
     watch = node.subscribe(url)

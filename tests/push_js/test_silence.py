@@ -35,6 +35,7 @@ def test_a_stream_that_falls_silent_is_stale_then_tried_again_then_given_up(node
     assert watch.ids == ["e-1", "e-2"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("transport", ["multipart", "jsonlines"])
 def test_heartbeats_keep_a_quiet_stream(node: Node, wire: Wire, transport: str) -> None:
     form = STREAMS[transport]
