@@ -1,4 +1,5 @@
-"""The way to Redis: one pool of connections for all of an application's commands, and what is known of its health.
+"""The way to Redis: a pool of connections for all of an application's commands, one more that hears what is published,
+and what is known of its health.
 
 What is said to Redis is in redis_topics.py, redis_leases.py and redis_store.py. Any thread may call anything.
 """
@@ -23,9 +24,9 @@ log = logging.getLogger("pushdemo")
 CONNECT_TIMEOUT = 1.0  # seconds
 COMMAND_TIMEOUT = 2.0  # seconds that an answer may take; half a cluster waits as long when Redis hangs
 SILENCE = 1.0  # seconds without news until Redis is asked whether it is there
+QUIET = 60.0  # seconds without another line in the log about commands that Redis refuses
 
 Fields = dict[bytes, bytes]  # what an entry of a stream, or a piece of news, says
-QUIET = 60.0  # seconds without another line in the log about commands that Redis refuses
 
 
 class RedisUnavailableError(ConnectionError):
@@ -52,8 +53,7 @@ class Link:
         options = self.client.connection_pool.connection_kwargs
         self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
-        # Not only for the keys' sake: channels are the same in all of a Redis's databases.
-        self.channel = self.key("news", str(options.get("db", 0)))
+        self.channel = self.key("news", str(options.get("db", 0)))  # all databases of a Redis have the same channels
         self._lock = threading.Lock()  # guards all below
         self._closed = False
         self._succeeded = self._failed = float("-inf")  # when a command last was or was not; any thread sets the first
@@ -75,7 +75,7 @@ class Link:
         return Script(self, source)
 
     def listener(self) -> Listener:
-        """A connection of its own, whatever the URL says of timeouts."""
+        """What hears the news: a connection of its own, whatever the URL says of timeouts."""
         pool = self._connect(COMMAND_TIMEOUT).connection_pool
         pool.connection_kwargs.update({"socket_timeout": SILENCE, "client_name": "pushdemo-reader"})
         return Listener(self, pool.make_connection())
