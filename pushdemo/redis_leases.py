@@ -26,7 +26,7 @@ from pushdemo.redis_topics import Lease, LeaseLostError, RedisTopic
 log = logging.getLogger("pushdemo")
 
 LEASE_TIME = 2.0  # seconds until a lease that is not renewed is another's
-BEAT = 0.6  # seconds between two renewals, or two tries for what another has
+BEAT = 0.5  # seconds between two renewals, or two tries for what another has
 _AGAIN = 0.25  # seconds before a message that Redis has not taken is tried again
 
 
