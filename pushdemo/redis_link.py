@@ -49,7 +49,7 @@ class Link:
         self._url = url
         self._namespace = namespace
         self._clock = clock
-        self.client = self._connect(COMMAND_TIMEOUT)  # for commands given to `call`
+        self.client = self._connect()  # for commands given to `call`
         options = self.client.connection_pool.connection_kwargs
         self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
@@ -76,7 +76,7 @@ class Link:
 
     def listener(self) -> Listener:
         """What hears the news: a connection of its own, whatever the URL says of timeouts."""
-        pool = self._connect(COMMAND_TIMEOUT).connection_pool
+        pool = self._connect().connection_pool
         pool.connection_kwargs.update({"socket_timeout": SILENCE, "client_name": "pushdemo-reader"})
         return Listener(self, pool.make_connection())
 
@@ -103,8 +103,7 @@ class Link:
             self._lost(error, began)
             raise RedisUnavailableError(f"Redis at {self.address} is not reachable: {error}") from error
         except redis.RedisError as error:
-            if not str(error).startswith("UNBLOCKED"):  # a read that waits, when Redis becomes a replica
-                self._refused(error)
+            self._refused(error)
             raise RedisUnavailableError(f"Redis at {self.address} refuses: {_named(error)}") from error
         self._succeeded = self._clock()
         if self._trouble or not self._known:
@@ -116,7 +115,7 @@ class Link:
         self._closed = True
         self.client.connection_pool.disconnect(inuse_connections=False)
 
-    def _connect(self, timeout: float) -> redis.Redis:
+    def _connect(self) -> redis.Redis:
         # No retries: a message whose answer was lost on the way would be published twice. RESP2, whichever the
         # library's default: it says in which shape answers come.
         keepalive = {} if self._url.startswith("unix:") else {"socket_keepalive": True}
@@ -124,7 +123,7 @@ class Link:
             pool = redis.ConnectionPool.from_url(
                 self._url,
                 **keepalive,
-                socket_timeout=timeout,
+                socket_timeout=COMMAND_TIMEOUT,
                 socket_connect_timeout=CONNECT_TIMEOUT,
                 retry=Retry(NoBackoff(), 0),
                 client_name="pushdemo",
@@ -226,18 +225,18 @@ class Listener:
 
     def _subscribe(self) -> None:
         self._connection.send_command("SUBSCRIBE", self._link.channel, check_health=False)
-        self._read(COMMAND_TIMEOUT)
+        self._read()
 
     def _answer(self) -> Any:
         with suppress(redis.TimeoutError):
             return self._connection.read_response(disconnect_on_error=False)
         # That nothing is published is no error; that the connection is dead shows only when it is used.
         self._connection.send_command("PING", check_health=False)
-        return self._read(COMMAND_TIMEOUT)
+        return self._read()
 
-    def _read(self, seconds: float) -> Any:
-        """What Redis says; each try takes SILENCE."""
-        for _ in range(round(seconds / SILENCE) - 1):
+    def _read(self) -> Any:
+        """What Redis says within COMMAND_TIMEOUT; each try takes SILENCE."""
+        for _ in range(round(COMMAND_TIMEOUT / SILENCE) - 1):
             with suppress(redis.TimeoutError):
                 return self._connection.read_response(disconnect_on_error=False)
         return self._connection.read_response()

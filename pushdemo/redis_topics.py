@@ -187,7 +187,7 @@ class RedisTopic(Topic):
             with self.changed:
                 if not same:
                     self._begin_life(epoch, entries)
-                self._absorb(entries, looked=True)
+                self._absorb(entries)
 
     def absorb(self, news: Fields) -> bool:
         """Take over the entry that the news tell of, unless the mirror has it.
@@ -195,29 +195,31 @@ class RedisTopic(Topic):
         False where it does not follow what the mirror has, or is of another life.
         """
         with self.changed:
-            return news[b"e"].decode() == self.epoch and self._absorb([(news[b"i"], news)])
+            if news[b"e"].decode() != self.epoch:
+                return False
+            place = _place(news[b"i"])
+            if place > (self.number, self._notices):
+                if news[b"p"] != self._nonce:
+                    return False
+                self._take_entry(place, news)
+        return True
 
-    def _absorb(self, entries: Sequence[Entry], *, looked: bool = False) -> bool:
+    def _absorb(self, entries: Sequence[Entry]) -> None:
+        """Take entries over as the stream has them, behind a reset where they do not follow what the mirror has."""
         for id, fields in entries:
-            number, notice = map(int, id.split(b"-"))
-            if (number, notice) <= (self.number, self._notices):
+            place = number, notice = _place(id)
+            if place <= (self.number, self._notices):
                 continue
             missed = number > self.number + (notice == 0)  # what was in between has left the stream
-            forked = not missed and self._nonce not in (b"", fields[b"p"])
-            if not looked and fields[b"p"] != self._nonce:
-                return False
-            if missed or forked:
+            if missed or self._nonce not in (b"", fields[b"p"]):
                 self._reset(number - (notice == 0))
-            ago = time.time() - int(fields[b"t"]) / 1000
-            kind = fields.get(b"k", b"message").decode()
-            self._take((number, notice), fields[b"n"], kind, fields[b"b"], self.clock() - max(0.0, ago))
-        return True
+            self._take_entry(place, fields)
 
     def _begin_life(self, epoch: str, entries: Sequence[Entry]) -> None:
         """Forget the life before this one; under the lock, which is held until its entries are taken over."""
         before = 0
         if entries:
-            number, notice = map(int, entries[0][0].split(b"-"))
+            number, notice = _place(entries[0][0])
             before = number - (notice == 0)
         told = self._shared or self.head > 0
         self._history.clear()
@@ -237,6 +239,12 @@ class RedisTopic(Topic):
         self._keep(Message(self.head + 1, number, id, b"", self.content_type, kind="reset", time=self.clock()))
         self._notices = 0
 
+    def _take_entry(self, place: Place, fields: Fields) -> None:
+        """The mirror's next entry, as Redis has it; under the lock."""
+        ago = time.time() - int(fields[b"t"]) / 1000
+        kind = fields.get(b"k", b"message").decode()
+        self._take(place, fields[b"n"], kind, fields[b"b"], self.clock() - max(0.0, ago))
+
     def _take(self, place: Place, nonce: bytes, kind: str, body: bytes, at: float) -> None:
         """The mirror's next entry; under the lock."""
         number, self._notices = place
@@ -250,3 +258,8 @@ class RedisTopic(Topic):
 
     def _mark(self) -> tuple[int, bool]:
         return self.head, self.ended
+
+
+def _place(id: bytes) -> Place:
+    number, notice = map(int, id.split(b"-"))
+    return number, notice
