@@ -174,4 +174,4 @@ class MemorizeMachine(RuleBasedStateMachine):
 
 
 TestMemorizeAgainstTheModel = MemorizeMachine.TestCase
-TestMemorizeAgainstTheModel.settings = settings(stateful_step_count=30, deadline=None)
+TestMemorizeAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

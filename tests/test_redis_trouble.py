@@ -28,9 +28,11 @@ def restart(server: RedisServer) -> None:
 
 def freeze(server: RedisServer) -> None:
     assert server.process
+    seconds = random.choice([0.3, 1.2, 2.5])  # shorter and longer than what commands and silences may take
+    thaw = threading.Timer(seconds, server.process.send_signal, [signal.SIGCONT])
+    thaw.daemon = True
     server.process.send_signal(signal.SIGSTOP)
-    time.sleep(random.choice([0.3, 1.2, 2.5]))  # shorter and longer than what commands and silences may take
-    server.process.send_signal(signal.SIGCONT)
+    thaw.start()
 
 
 TROUBLE: list[Callable[[RedisServer], object]] = [
@@ -46,12 +48,13 @@ TROUBLE: list[Callable[[RedisServer], object]] = [
 class Follower:
     """What a client of a topic is told, woken by nothing but the topic."""
 
-    def __init__(self, topic: RedisTopic) -> None:
+    def __init__(self, topic: RedisTopic, news: threading.Event) -> None:
         self.told = threading.Event()
         self.heard: list[str] = []
         self._topic = topic
         self._position = 0
         topic.listen(lambda _: self.told.set())
+        topic.listen(lambda _: news.set())
 
     def read(self) -> None:
         """Take what there is, if there is news."""
@@ -71,7 +74,8 @@ def test_every_node_tells_the_same_messages_in_one_order(tmp_path: Path, seed: i
         topics = [node.topic(history=HISTORY) for node in nodes]
         for node in nodes:
             node.start()
-        followers = [Follower(topic) for topic in topics]
+        news = threading.Event()
+        followers = [Follower(topic, news) for topic in topics]
         taken: list[str] = []  # by Redis, as far as it has said so
         stop = threading.Event()
 
@@ -96,8 +100,8 @@ def test_every_node_tells_the_same_messages_in_one_order(tmp_path: Path, seed: i
         while time.monotonic() < until:
             random.choice(TROUBLE)(server)
             pause = time.monotonic() + random.uniform(0.05, 1.2)
-            while time.monotonic() < pause:
-                time.sleep(0.001)
+            while news.wait(max(0.0, pause - time.monotonic())) and time.monotonic() < pause:
+                news.clear()
                 for follower in followers:
                     follower.read()
         stop.set()

@@ -268,7 +268,7 @@ def test_a_stalled_client_that_wanted_the_whole_history_costs_no_more(tmp_path: 
 # -- clients that come and go
 
 
-@pytest.mark.parametrize("cycles", heavy(300, 10_000))
+@pytest.mark.parametrize("cycles", heavy(1_500, 10_000))
 def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, cycles: int) -> None:
     """Half by close, half by reset, by all transports: open files, threads and memory are back where they were."""
     paths = [f"/push/news?transport={name}" for name in ("multipart", "sse", "jsonlines", "longpoll")]
