@@ -19,18 +19,25 @@ from pushdemo.transports import jsonlines
 from tests.support import PATIENCE, wait_until
 
 INTERVAL = 5.0
+NAME = "produced"  # of every topic here and of none elsewhere: the source's thread is known by it
 
 
 class Watched(threading.Condition):
-    """A condition that knows how often the source's thread has begun to wait, and whether it waits."""
+    """A condition that knows for how long the source's thread has begun to wait each time, and whether it waits."""
 
-    begun = 0
-    waits = False
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+        self.timeouts: list[float | None] = []
+        self.waits = False
+
+    @property
+    def begun(self) -> int:
+        return len(self.timeouts)
 
     def wait(self, timeout: float | None = None) -> bool:
         if threading.current_thread() not in threads():
             return super().wait(timeout)
-        self.begun += 1
+        self.timeouts.append(timeout)
         self.waits = True
         try:
             return super().wait(timeout)
@@ -43,25 +50,25 @@ class Time:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.topic = Topic("news", content_type="text/plain", clock=lambda: self.now)
-        self._changed = self.topic.changed = Watched(threading.Lock())
+        self.topic = Topic(NAME, content_type="text/plain", clock=lambda: self.now)
+        self.changed = self.topic.changed = Watched()
 
     def jump(self, seconds: float) -> None:
         """Time passes."""
-        with self._changed:
+        with self.changed:
             self.now += seconds
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def pass_(self, seconds: float) -> None:
         """Time passes, and the source's thread has done what it does about it and waits again."""
         self.settle()
-        begun = self._changed.begun
+        begun = self.changed.begun
         self.jump(seconds)
-        wait_until(lambda: self._changed.begun > begun, what="the source's thread")
+        wait_until(lambda: self.changed.begun > begun, what="the source's thread")
         self.settle()
 
     def settle(self) -> None:
-        wait_until(lambda: self._changed.waits, what="the source's thread")
+        wait_until(lambda: self.changed.waits, what="the source's thread")
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def topic(time: Time) -> Topic:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "pushdemo-source-news"]
+    return [thread for thread in threading.enumerate() if thread.name == f"pushdemo-source-{NAME}"]
 
 
 def produce(topic: Topic, source: Callable[[], Any], interval: float | None = INTERVAL, **options: Any) -> Producer:
@@ -227,6 +234,51 @@ def test_a_client_that_comes_right_back_finds_the_same_run(time: Time, topic: To
     assert (series.runs, series.closed) == (1, 0)
 
 
+def test_a_client_that_comes_right_back_wakes_the_source(time: Time, topic: Topic, series: Series) -> None:
+    """Its thread waits for the linger to be over; the next value may be due long before."""
+    produce(topic, series.call, linger=10 * PATIENCE)
+    topic.join()
+    entries(topic, 1)
+    time.settle()
+    topic.leave()
+    wait_until(lambda: time.changed.timeouts[-1] == 10 * PATIENCE, what="the wait for the next client")
+    time.now += INTERVAL
+    topic.join()
+    assert entries(topic, 2) == ["value 1", "value 2"]
+
+
+def test_the_thread_of_a_source_wakes_when_a_value_is_due_and_no_more_often(time: Time, topic: Topic) -> None:
+    produce(topic, Series(time).call)
+    topic.join()
+    for _ in range(10):
+        time.pass_(INTERVAL)
+    time.settle()
+    assert len(time.changed.timeouts) <= 2 * 11, "it turns without anything to do"
+    assert set(time.changed.timeouts) == {INTERVAL}
+    topic.leave()
+    time.settle()
+    wait_until(lambda: time.changed.timeouts[-1] == LINGER, what="the wait for the next client")
+
+
+def test_a_topic_that_others_publish_to_does_not_hurry_its_source(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.join()
+    entries(topic, 1)
+    time.settle()
+    for number in range(20):
+        topic.publish(str(number))
+    time.settle()
+    assert series.asked == [100.0]
+    assert set(time.changed.timeouts) == {INTERVAL}
+
+
+def test_a_source_that_is_closed_before_its_first_client_never_runs(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.close()
+    topic.join()
+    assert (series.asked, threads()) == ([], [])
+
+
 def stopped(time: Time, topic: Topic) -> None:
     """One message was made, and the source stopped."""
     topic.join()
@@ -363,7 +415,7 @@ def test_a_failing_source_is_told_once_and_logged_once(
         attempts(time, source, [5, 5, 10, 20])
         assert entries(topic, 3) == ["value 1", "(failing)", "value 5"]
     (record,) = caplog.records
-    assert record.getMessage() == "the source of topic news failed; next try in 5 s"
+    assert record.getMessage() == "the source of topic produced failed; next try in 5 s"
     assert record.exc_info is not None
     assert "swordfish" in str(record.exc_info[1])
 
@@ -434,23 +486,23 @@ async def asynchronous() -> Any:
 
 @pytest.mark.parametrize("source", [coroutine, asynchronous])
 def test_an_asynchronous_source_is_refused(source: Callable[[], Any]) -> None:
-    with pytest.raises(TypeError, match="the source of topic news must be a function or a generator function"):
-        Producer(Topic("news"), source, INTERVAL)
+    with pytest.raises(TypeError, match="the source of topic produced must be a function or a generator function"):
+        Producer(Topic(NAME), source, INTERVAL)
 
 
 @pytest.mark.parametrize("interval", [None, 0, -1.0])
 def test_a_function_without_an_interval_is_refused(interval: float | None) -> None:
     with pytest.raises(ValueError, match="interval"):
-        Producer(Topic("news"), lambda: "value", interval)
+        Producer(Topic(NAME), lambda: "value", interval)
 
 
 def test_a_negative_interval_is_refused(series: Series) -> None:
     with pytest.raises(ValueError, match="interval"):
-        Producer(Topic("news"), series.generate, -1.0)
+        Producer(Topic(NAME), series.generate, -1.0)
 
 
 def test_a_source_with_a_long_interval_stops_no_later() -> None:
-    topic = Topic("news", content_type="text/plain")
+    topic = Topic(NAME, content_type="text/plain")
     closed = threading.Event()
 
     def source() -> Iterator[str]:
@@ -471,7 +523,7 @@ def test_a_source_with_a_long_interval_stops_no_later() -> None:
 
 def test_who_starts_a_series_gets_it_from_the_beginning() -> None:
     for _ in range(300):  # the source's thread must never be ahead of the client that starts it
-        topic = Topic("news", content_type="text/plain")
+        topic = Topic(NAME, content_type="text/plain")
         produce(topic, lambda: (yield from "abc"), interval=None)
         body = b"".join(Subscription(topic, jsonlines, Pace()))
         assert [json.loads(line).get("content") for line in body.splitlines()] == [None, "a", "b", "c", None]
