@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import threading
+import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -84,6 +85,16 @@ SELF.append(SELF)
 
 def owner(key: str = "key", view: str = "view", user: str | None = None) -> Owner:
     return Owner(view, key, user)
+
+
+_threads_before: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@pytest.fixture(autouse=True)
+def _note_threads() -> None:
+    """Other tests of this process may have left a sweeper that is about to end."""
+    _threads_before.clear()
+    _threads_before.update(threading.enumerate())
 
 
 @pytest.fixture
@@ -472,6 +483,53 @@ def test_an_ended_session_is_forgotten_too(sessions: Sessions, clock: Clock) -> 
     assert sessions.info() == {"open": 0, "ended": 0, "waiting": 0}
 
 
+def test_an_ended_session_is_forgotten_by_the_sweeper_though_no_generator_is_open() -> None:
+    sessions, ended = Sessions(timeout=0.05), threading.Event()
+
+    def over() -> Items:
+        yield 1
+        ended.set()
+
+    take(sessions, over)
+    (sweeper,) = sweepers()
+    take(sessions, over)
+    assert ended.is_set()
+    assert sessions.info()["ended"] == 1
+    sweeper.join(BOUND)
+    assert sessions.info() == {"open": 0, "ended": 0, "waiting": 0}
+
+
+def test_a_session_that_begins_while_another_is_being_closed_is_closed_in_its_time(pool: ThreadPoolExecutor) -> None:
+    sessions, gate, source = Sessions(timeout=0.05), Gate(), Source()
+    call = pool.submit(take, sessions, gate, "running")
+    assert gate.entered.acquire(timeout=BOUND)
+    sessions.forget(owner("running"))  # it is closed at its yield: until then the sweeper has nothing to wait for
+    wait_until(lambda: sessions.info()["open"] == 1)
+    take(sessions, source)
+    assert source.closed.acquire(timeout=BOUND)
+    gate.opened.release()
+    with pytest.raises(Refused):
+        call.result(BOUND)
+    assert sessions.close(BOUND) == 0
+
+
+def test_the_sweeper_rests_while_no_session_has_been_idle_for_long_enough() -> None:
+    looks = 0
+
+    def counting() -> float:
+        nonlocal looks
+        looks += 1
+        return time.monotonic()
+
+    sessions = Sessions(timeout=60, clock=counting)
+    take(sessions, Source(), "idle")
+    take(sessions, Source(last=0), "ended")
+    before = looks
+    threading.Event().wait(0.2)
+    assert looks - before < 10
+    assert sessions.close(BOUND) == 0
+
+
 def test_one_thread_closes_what_is_idle_and_ends_when_nothing_is_left() -> None:
     sessions = Sessions(timeout=0.02)
     sources = [Source() for _ in range(20)]
@@ -754,4 +812,9 @@ def traced_bytes(begin: Callable[[int], None], times: int) -> int:
 
 
 def sweepers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "pushdemo-generators"]
+    """The sweeper threads that this test has started."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name == "pushdemo-generators" and thread not in _threads_before
+    ]

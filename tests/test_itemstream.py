@@ -290,6 +290,45 @@ def test_a_stream_takes_one_of_the_places(port: int, views: Generators) -> None:
     wait_until(lambda: admitted(port), what="the place of the client that left")
 
 
+@pytest.mark.parametrize("parked", [True, False])
+def test_a_stream_is_counted_as_a_client_from_its_first_bytes_to_its_end(
+    app: Router, port: int, views: Generators, parked: bool
+) -> None:
+    def figures() -> Any:
+        return app.registry["pushdemo.clients"].counters.figures()["", "sse"]
+
+    if parked:
+        with Client(port) as client:
+            client.get("/slow?key=a", "Accept: text/event-stream").head()
+            body = client.chunk()
+            assert figures().clients == 1
+            views.go_on.set()
+            body += stream(client)
+    else:
+        views.go_on.set()
+        response = Request.blank("/slow?key=a&transport=sse").get_response(app)
+        chunks = iter(response.app_iter)
+        body = next(chunks)
+        assert figures().clients == 1
+        body += b"".join(chunks)
+    wait_until(lambda: figures().clients == 0, what="the client to be counted no more")
+    assert figures().messages == 2
+    assert len(body) >= figures().bytes > len(b'"first""second"')
+
+
+def test_a_client_that_leaves_is_counted_no_more_and_one_that_was_never_sent_anything_never_was(
+    app: Router, port: int, views: Generators
+) -> None:
+    figures = app.registry["pushdemo.clients"].counters.figures
+    Request.blank("/slow?key=b&transport=sse").get_response(app).app_iter.close()
+    assert figures()["", "sse"].clients == 0
+    with Client(port) as client:
+        client.get("/slow?key=a", "Accept: text/event-stream").until(b'"first"')
+        assert figures()["", "sse"].clients == 1
+    views.go_on.set()
+    wait_until(lambda: figures()["", "sse"].clients == 0, what="the client to be counted no more")
+
+
 def admitted(port: int) -> bool:
     with Client(port) as client:
         return client.get("/three?key=c", "Accept: text/event-stream").head()[0] == 200
