@@ -236,6 +236,34 @@ def test_an_invalidation_during_a_computation_wins(forget: str, gate: Gate) -> N
     assert read.info().misses == 2
 
 
+@pytest.mark.parametrize("forget", ["invalidate", "clear"])
+@pytest.mark.parametrize("outcome", ["value", "exception"])
+def test_a_computation_that_was_invalidated_leaves_the_next_one_its_flight(forget: str, outcome: str) -> None:
+    gates, calls = [Gate(), Gate()], []
+
+    @memorize
+    def read() -> int:
+        number = len(calls)
+        calls.append(number)
+        gates[number].stop()
+        if number == 0 and outcome == "exception":
+            raise ConnectionError
+        return number
+
+    old = Asked(read)
+    gates[0].reached()
+    getattr(read, forget)()
+    new = Asked(read)
+    gates[1].reached()
+    gates[0].open()
+    old.error()  # has ended, while the new one computes
+    later = Asked(read)
+    all_wait(read, 1)
+    gates[1].open()
+    assert (new.answer(), later.answer(), read()) == (1, 1, 1)
+    assert len(calls) == 2
+
+
 def test_an_invalidation_leaves_the_computations_of_other_keys_alone(gate: Gate) -> None:
     @memorize
     def read(item: int) -> int:
