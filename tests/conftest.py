@@ -12,6 +12,8 @@ import sys
 import pytest
 from hypothesis import settings
 
+from tests.support import note_threads
+
 collect_ignore = [] if sys.platform == "linux" else ["test_ring.py"]
 
 
@@ -23,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("daily")
     config.addinivalue_line("markers", "heavy: takes long, or a machine with nothing else to do; run with `-m heavy`")
     config.addinivalue_line("markers", "io_uring: deselected where the kernel has none, or forbids it")
+
+
+@pytest.fixture(autouse=True)
+def _threads_before() -> None:
+    """What `threads` of support.py leaves out. It comes first: other fixtures of a test start threads."""
+    note_threads()
 
 
 def pytest_report_header() -> str:

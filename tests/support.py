@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,19 @@ from pushdemo.server import Server
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0  # seconds after which what a test waits for will not come; a noisy machine takes its time
+
+_threads_before: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # alive when the test began
+
+
+def note_threads() -> None:
+    """A test begins: the threads that run now are not its own."""
+    _threads_before.clear()
+    _threads_before.update(threading.enumerate())
+
+
+def threads(name: str) -> list[threading.Thread]:
+    """The running threads of this name that began during this test; those of tests before it are not its concern."""
+    return [thread for thread in threading.enumerate() if thread.name == name and thread not in _threads_before]
 
 
 def require(found: object, what: str, package: str) -> None:

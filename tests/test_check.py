@@ -19,7 +19,7 @@ from pyramid.response import Response
 
 from pushdemo import check
 from tests.fixtureapps import newsroom, texts
-from tests.support import PATIENCE, port_of, pserve, require, serving, wait_until
+from tests.support import PATIENCE, port_of, pserve, require, serving, threads, wait_until
 from tests.test_nginx import CONFIGURATION
 
 require(shutil.which("nginx"), "nginx", "nginx")
@@ -248,5 +248,5 @@ def test_it_leaves_no_thread_and_no_client_behind() -> None:
     app = newsroom.main()
     with serving(app) as server:
         assert run(f"http://127.0.0.1:{port_of(server)}/push/news", seconds=0.5) == check.FINE
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("probe-")]
+        assert not any(threads(f"probe-{name}") for name in ("multipart", "sse"))
         wait_until(lambda: app.registry["pushdemo.clients"].all.taken == 0, what="the end of the subscriptions")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pushdemo.generators import Sessions
 from pushdemo.session import Owner, Refused
-from tests.support import wait_until
+from tests.support import threads, wait_until
 
 BOUND = 30  # seconds that a test waits for what must happen at once
 
@@ -85,16 +85,6 @@ SELF.append(SELF)
 
 def owner(key: str = "key", view: str = "view", user: str | None = None) -> Owner:
     return Owner(view, key, user)
-
-
-_threads_before: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-
-
-@pytest.fixture(autouse=True)
-def _note_threads() -> None:
-    """Other tests of this process may have left a sweeper that is about to end."""
-    _threads_before.clear()
-    _threads_before.update(threading.enumerate())
 
 
 @pytest.fixture
@@ -812,9 +802,4 @@ def traced_bytes(begin: Callable[[int], None], times: int) -> int:
 
 
 def sweepers() -> list[threading.Thread]:
-    """The sweeper threads that this test has started."""
-    return [
-        thread
-        for thread in threading.enumerate()
-        if thread.name == "pushdemo-generators" and thread not in _threads_before
-    ]
+    return threads("pushdemo-generators")

@@ -25,7 +25,7 @@ from pushdemo.sending import Sockets
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
 from pushdemo.transports import jsonlines, multipart, sse
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, threads, wait_until
 
 PACE = Pace(heartbeat=15.0, stall_timeout=30.0, longpoll_timeout=25.0)
 SMALL = 4_096  # bytes asked for as a socket's buffer; the kernel makes it some more
@@ -802,7 +802,7 @@ def test_a_hub_without_clients_stops_and_closes_its_files() -> None:
     hub.stop()
     hub.stop()
     gc.collect()  # a socket left open is a warning here, which is an error
-    assert not [thread for thread in threading.enumerate() if thread.name == "pushdemo-hub"]
+    assert not threads("pushdemo-hub")
 
 
 class Flood(Topic):

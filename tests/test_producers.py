@@ -16,7 +16,7 @@ from pushdemo.producers import LINGER, LONGEST_PAUSE, Producer
 from pushdemo.subscriptions import Pace, Subscription
 from pushdemo.topics import Topic
 from pushdemo.transports import jsonlines
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, threads, wait_until
 
 INTERVAL = 5.0
 NAME = "produced"  # of every topic here and of none elsewhere: the source's thread is known by it
@@ -35,7 +35,7 @@ class Watched(threading.Condition):
         return len(self.timeouts)
 
     def wait(self, timeout: float | None = None) -> bool:
-        if threading.current_thread() not in threads():
+        if threading.current_thread() not in sources():
             return super().wait(timeout)
         self.timeouts.append(timeout)
         self.waits = True
@@ -76,7 +76,7 @@ def time() -> Iterator[Time]:
     time = Time()
     yield time
     time.topic.close()
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def topic(time: Time) -> Topic:
     return time.topic
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == f"pushdemo-source-{NAME}"]
+def sources() -> list[threading.Thread]:
+    return threads(f"pushdemo-source-{NAME}")
 
 
 def produce(topic: Topic, source: Callable[[], Any], interval: float | None = INTERVAL, **options: Any) -> Producer:
@@ -140,7 +140,7 @@ def source(request: pytest.FixtureRequest, series: Series) -> Callable[[], Any]:
 
 def test_nothing_runs_before_the_first_client(topic: Topic, series: Series, source: Callable[[], Any]) -> None:
     produce(topic, source)
-    assert (series.asked, threads()) == ([], [])
+    assert (series.asked, sources()) == ([], [])
 
 
 def test_a_value_at_once_and_then_one_every_interval(
@@ -186,7 +186,7 @@ def test_one_thread_and_one_run_for_all_clients(time: Time, topic: Topic, series
     entries(topic, 1)
     time.pass_(INTERVAL)
     entries(topic, 2)
-    assert (len(threads()), series.runs, series.asked) == (1, 1, [100.0, 105.0])
+    assert (len(sources()), series.runs, series.asked) == (1, 1, [100.0, 105.0])
 
 
 def test_twenty_clients_are_given_the_same_message(topic: Topic, series: Series) -> None:
@@ -207,7 +207,7 @@ def test_the_source_stops_after_the_last_client(time: Time, topic: Topic, series
     entries(topic, 2)
     topic.leave()
     time.jump(LINGER)
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
     assert series.closed == 1
     assert series.asked == [100.0, 105.0]
 
@@ -218,7 +218,7 @@ def test_nothing_is_made_while_nobody_listens(time: Time, topic: Topic, series: 
     entries(topic, 1)
     topic.leave()
     time.pass_(LINGER - 0.001)
-    assert len(threads()) == 1
+    assert len(sources()) == 1
     assert series.asked == [100.0]
 
 
@@ -276,7 +276,7 @@ def test_a_source_that_is_closed_before_its_first_client_never_runs(time: Time, 
     produce(topic, series.call)
     topic.close()
     topic.join()
-    assert (series.asked, threads()) == ([], [])
+    assert (series.asked, sources()) == ([], [])
 
 
 def stopped(time: Time, topic: Topic) -> None:
@@ -285,7 +285,7 @@ def stopped(time: Time, topic: Topic) -> None:
     entries(topic, 1)
     topic.leave()
     time.jump(LINGER)
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
 
 
 def test_a_client_that_comes_later_finds_a_new_run(time: Time, topic: Topic, series: Series) -> None:
@@ -336,7 +336,7 @@ def test_a_finished_generator_ends_the_topic(time: Time, topic: Topic) -> None:
     topic.join()
     assert entries(topic, 2) == ["value 1", "value 2"]
     wait_until(lambda: topic.ended, what="the end of the topic")
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
     assert series.closed == 1
 
 
@@ -362,7 +362,7 @@ def test_the_application_closes_a_running_generator(topic: Topic, series: Series
     topic.join()
     entries(topic, 1)
     topic.close()
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
     assert series.closed == 1
 
 
@@ -444,7 +444,7 @@ def test_a_failing_source_stops_too_when_nobody_listens(time: Time, topic: Topic
     entries(topic, 1)
     topic.leave()
     time.jump(LINGER)
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
 
 
 def test_an_error_while_a_generator_is_closed_is_logged(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
@@ -458,7 +458,7 @@ def test_an_error_while_a_generator_is_closed_is_logged(topic: Topic, caplog: py
     topic.join()
     entries(topic, 1)
     topic.close()
-    wait_until(lambda: not threads(), what="the end of the source's thread")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
     assert [record.getMessage() for record in caplog.records] == ["a source's generator raised while it was closed"]
 
 

@@ -14,7 +14,7 @@ from pushdemo import redis_reader
 from pushdemo.redis_leases import RedisProducer
 from pushdemo.redis_topics import LeaseLostError, RedisTopic
 from tests.redis_support import Node, RedisServer, entries, namespace, redis_server
-from tests.support import wait_until
+from tests.support import threads, wait_until
 
 INTERVAL = 0.02
 
@@ -297,16 +297,12 @@ def test_a_source_that_ends_right_after_its_topic_has_been_ended_elsewhere_ends_
     node.start()
     topic.join()
     assert ended.wait(20)
-    wait_until(lambda: not running("pushdemo-source-news"), what="the end of the source's thread")
+    wait_until(lambda: not threads("pushdemo-source-news"), what="the end of the source's thread")
     assert entries(topic) == ["a"]
     assert topic.ended
     assert not caplog.records
     for each in (node, other):
         each.close()
-
-
-def running(name: str) -> bool:
-    return any(thread.name == name for thread in threading.enumerate())
 
 
 def test_a_source_that_ends_ends_the_topic_on_all_nodes_and_is_not_run_again(shared: RedisServer) -> None:
