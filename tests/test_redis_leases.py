@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from pushdemo import redis_reader
+from pushdemo import redis_leases, redis_reader
 from pushdemo.redis_leases import RedisProducer
+from pushdemo.redis_link import RedisUnavailableError
 from pushdemo.redis_topics import LeaseLostError, RedisTopic
 from tests.redis_support import Node, RedisServer, entries, namespace, redis_server
 from tests.support import threads, wait_until
@@ -108,8 +110,15 @@ def test_a_node_without_clients_does_not_compete(member: Members) -> None:
     assert idle.runs == 0
 
 
-def test_when_the_last_client_of_its_node_leaves_another_node_takes_over(member: Members) -> None:
+@pytest.fixture
+def unending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is not given back is never another node's, and no source ends by itself."""
+    monkeypatch.setattr(redis_leases, "LEASE_TIME", 3600)
+
+
+def test_when_the_last_client_of_its_node_leaves_another_node_takes_over(member: Members, unending: None) -> None:
     first, second = member("a"), member("b")
+    first.producer._linger = 3600.0
     first.news.join()
     grow(first.news)
     second.news.join()
@@ -143,15 +152,143 @@ def test_who_comes_when_nobody_has_listened_for_long_is_not_shown_the_old_messag
     assert node.news.newest() >= old
 
 
-def test_a_node_that_stops_gives_its_lease_back(member: Members) -> None:
+def test_a_node_that_stops_gives_its_lease_back(member: Members, unending: None) -> None:
     first, second = member("a"), member("b")
     first.news.join()
     grow(first.news)
     second.news.join()
     first.close()
-    wait_until(lambda: second.leads, timeout=2.0, what="the other node, before the lease could have expired")
+    wait_until(lambda: second.leads, what="the other node")
     grow(second.news)
     whole(second.news)
+
+
+def test_when_its_linger_is_over_a_node_gives_its_lease_back(
+    shared: RedisServer, member: Members, unending: None
+) -> None:
+    node = member("a")
+    node.producer._linger = 0.0
+    node.news.join()
+    grow(node.news)
+    assert shared.client.exists(node.producer.keys[0])
+    node.news.leave()
+    wait_until(lambda: not shared.client.exists(node.producer.keys[0]), what="the end of the lease")
+
+
+# -- how often Redis is asked
+
+
+@pytest.mark.parametrize("trouble", [False, True])
+def test_beats_come_at_their_interval_however_they_end(monkeypatch: pytest.MonkeyPatch, trouble: bool) -> None:
+    monkeypatch.setattr(redis_leases, "BEAT", 0.05)
+    renewals, times = redis_leases.Renewals(), list[float]()
+
+    def beat() -> None:
+        times.append(time.monotonic())
+        if trouble:
+            raise RedisUnavailableError
+
+    renewals.add(beat)
+    wait_until(lambda: len(times) >= 8, what="beats")
+    renewals.close()
+    assert times[7] - times[0] >= 6 * 0.05
+
+
+def test_a_beat_that_raises_ends_neither_the_others_nor_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(redis_leases, "BEAT", 0.01)
+    renewals, beats = redis_leases.Renewals(), list[str]()
+
+    def wrong() -> None:
+        beats.append("wrong")
+        raise KeyError
+
+    renewals.add(wrong)
+    renewals.add(lambda: beats.append("right"))
+    wait_until(lambda: min(beats.count("wrong"), beats.count("right")) >= 3, what="beats of both")
+    renewals.close()
+    assert "the renewal of a lease met an error" in caplog.text
+
+
+class Turns:
+    """Counts how often a node's renewals turn."""
+
+    def __init__(self, node: Node) -> None:
+        self.count = 0
+        node.backend._renewals.add(self._beat)
+
+    def wait(self, turns: int) -> None:
+        goal = self.count + turns
+        wait_until(lambda: self.count >= goal, what="turns of the renewals")
+
+    def _beat(self) -> None:
+        self.count += 1
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renewals turn often, and nothing but they and publishers run scripts."""
+    monkeypatch.setattr(redis_leases, "BEAT", 0.02)
+    monkeypatch.setattr(redis_reader, "LOOK", 3600)
+
+
+def test_a_node_that_clients_have_left_does_not_ask_for_leases(
+    shared: RedisServer, member: Members, quick: None
+) -> None:
+    node = member("a")
+    turns = Turns(node)
+    node.producer._linger = 0.0
+    node.news.join()
+    grow(node.news)
+    node.news.leave()
+    wait_until(lambda: not node.leads, what="the end of the lease")
+    turns.wait(3)
+    before = scripts_run(shared)
+    turns.wait(10)
+    assert scripts_run(shared) == before
+
+
+def test_nobody_asks_for_the_lease_of_a_topic_that_has_ended(shared: RedisServer, member: Members, quick: None) -> None:
+    nodes = [member("a", interval=1000.0), member("b", interval=1000.0)]
+    for node in nodes:
+        node.news.join()
+    wait_until(lambda: any(node.leads for node in nodes), what="a leader")
+    nodes[0].news.end()
+    wait_until(lambda: nodes[1].news.ended, what="the end on the other node")
+    wait_until(lambda: not any(node.leads for node in nodes), what="the end of the lease")
+    turns = [Turns(node) for node in nodes]
+    for each in turns:
+        each.wait(3)
+    before = scripts_run(shared)
+    for each in turns:
+        each.wait(10)
+    assert scripts_run(shared) == before
+
+
+def test_a_message_that_redis_does_not_take_is_tried_again_with_a_rest_in_between(
+    fragile: RedisServer, member: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_leases, "_AGAIN", 0.1)
+    node = member("a", server=fragile)
+    node.news.join()
+    grow(node.news)
+    fragile.kill()
+    wait_until(lambda: node.backend.trouble, what="the trouble")
+    append, times = node.news.append, list[float]()
+
+    def counted(*args: Any) -> Any:
+        times.append(time.monotonic())
+        return append(*args)
+
+    monkeypatch.setattr(node.news, "append", counted)
+    wait_until(lambda: len(times) >= 6, what="tries")
+    assert times[5] - times[0] >= 5 * 0.09
+
+
+def scripts_run(server: RedisServer) -> int:
+    calls: int = server.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    return calls
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -345,4 +482,5 @@ def test_a_failing_source_is_told_on_every_node(shared: RedisServer) -> None:
         topic = node.topics["news"]
         wait_until(lambda topic=topic: topic.head, what="the notice")  # type: ignore[misc]
         assert entries(topic) == ["(failing)"]
+    for node in nodes:
         node.close()
