@@ -16,7 +16,7 @@ import pytest
 import tests.test_topics as contract
 from pushdemo import memorize, redis_reader
 from pushdemo.caches import Caches
-from pushdemo.redis_link import Link, RedisUnavailableError
+from pushdemo.redis_link import Link, Listener, RedisUnavailableError
 from pushdemo.redis_topics import RedisTopic
 from pushdemo.subscriptions import Pace, Subscription
 from pushdemo.topics import EARLIEST
@@ -418,6 +418,104 @@ def test_a_new_life_is_news(fragile: Cluster, monkeypatch: pytest.MonkeyPatch) -
     other.publish("b")
     wait_until(lambda: here.epoch == other.epoch, what="the new life")
     assert entries(here, before) == ["(reset)", "b"]
+
+
+def test_a_new_life_in_which_nothing_has_been_said_is_told(fragile: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_reader, "LOOK", 0.1)
+    here, told = fragile.node(), threading.Event()
+    last = here.publish("a")
+    here.listen(lambda _: told.set())
+    fragile.server.client.flushall()
+    assert told.wait(PATIENCE)
+    assert entries(here, last.position) == ["(reset)"]
+
+
+def test_an_ended_topic_is_not_ended_in_its_next_life(fragile: Cluster) -> None:
+    here = fragile.node()
+    here.publish("a")
+    here.end()
+    assert here.ended
+    before = here.head
+    fragile.server.client.flushall()
+    fragile.stranger().publish("b")
+    wait_until(lambda: here.number == 1 and not here.ended, what="the new life")
+    assert entries(here, before) == ["(reset)", "b"]
+    assert here.publish("c").number == 2
+
+
+def test_whoever_publishes_into_a_life_that_has_ended_tells_its_listeners_of_the_end(fragile: Cluster) -> None:
+    mute, late, told = fragile.mute(), fragile.stranger(), threading.Event()
+    late.publish("a")
+    late.listen(lambda _: told.set())
+    fragile.server.client.flushall()
+    mute.end()
+    with pytest.raises(RuntimeError, match="has ended"):
+        late.publish("b")
+    assert told.is_set()
+    assert late.ended
+
+
+def test_the_age_of_what_is_found_in_the_stream_counts(cluster: Cluster) -> None:
+    """A message that was made an hour ago by a source that makes one a minute is not what a new client should see."""
+    client, writer = cluster.server.client, cluster.stranger()
+    seconds, _ = client.time()
+    client.hset(writer.key, mapping={"epoch": "cafe", "number": 1, "notices": 0, "nonce": "x"})
+    fields = {"n": "x", "p": "", "t": (seconds - 3600) * 1000, "b": "a"}
+    client.xadd(writer.stream("cafe"), fields, id="1-0")  # type: ignore[arg-type]
+    here = cluster.node()
+    found, _ = here.following(0)
+    assert found is not None
+    assert found.time == pytest.approx(here.clock() - 3600, abs=PATIENCE)
+
+
+def test_while_the_reader_s_connection_ends_each_time_it_is_opened_again_with_a_rest_in_between(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_reader, "_AGAIN", 0.1)
+    opened: list[float] = []
+    opens = Listener.open
+
+    def counted(listener: Listener) -> None:
+        opens(listener)
+        opened.append(time.monotonic())
+        listener.close()
+
+    monkeypatch.setattr(Listener, "open", counted)
+    cluster.node()
+    wait_until(lambda: len(opened) >= 6, what="tries")
+    assert opened[5] - opened[0] >= 4 * 0.09
+
+
+def test_while_redis_is_gone_the_reader_tries_it_with_a_rest_in_between(
+    fragile: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_reader, "_AGAIN", 0.1)
+    fragile.server.kill()
+    tried: list[float] = []
+    opens = Listener.open
+
+    def counted(listener: Listener) -> None:
+        tried.append(time.monotonic())
+        opens(listener)
+
+    monkeypatch.setattr(Listener, "open", counted)
+    fragile.node()
+    wait_until(lambda: len(tried) >= 6, what="tries")
+    assert tried[5] - tried[0] >= 5 * 0.09
+
+
+def test_a_silent_reader_asks_redis_once_a_second_whether_it_is_there(fragile: Cluster) -> None:
+    client = fragile.server.client
+    fragile.node()
+    before, began = commands_run(client), time.monotonic()
+    wait_until(lambda: commands_run(client) > before, what="a ping")
+    wait_until(lambda: commands_run(client) > before + 1, what="another ping")
+    assert time.monotonic() - began > 0.9
+
+
+def commands_run(client: Any) -> int:
+    calls: int = client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+    return calls
 
 
 def test_what_is_not_for_this_application_is_passed_over(
