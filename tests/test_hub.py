@@ -328,6 +328,106 @@ def test_a_client_that_leaves_is_noticed_without_a_message(house: House, by: str
     assert topic.clients == 0
 
 
+def reset(client: socket.socket) -> None:
+    """Close a connection by a reset."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def test_a_client_that_is_behind_and_resets_its_connection_is_let_go(house: House) -> None:
+    topic = news()
+    client, other = house.stream(topic, buffer=SMALL, name="behind"), house.stream(topic)
+    text = "x" * 1_000_000
+    topic.publish(text)
+    read(other, line(text))
+    house.settle()
+    reset(client)
+    wait_until(lambda: house.released == ["behind"], timeout=1.0)
+    assert topic.clients == 1
+    assert_idle(house)
+
+
+def test_a_client_that_resets_its_connection_before_its_first_bytes_are_taken_is_let_go(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("client"))
+    subscription.open()
+    house.hub.stream(ours, subscription, chunked=False, unsent=b"x" * 1_000_000)
+    house.settle()
+    reset(theirs)
+    wait_until(lambda: house.released == ["client"], timeout=1.0)
+    assert_idle(house)
+
+
+def assert_idle(house: House) -> None:
+    """While nothing happens the hub's thread sleeps: between two sweeps, or without clients for ever.
+
+    There is no event for what does not happen: hence the short wait.
+    """
+    turns: list[float | None] = []
+    select = house.hub.selector.select
+
+    def counted(timeout: float | None = None) -> Any:
+        turns.append(timeout)
+        return select(timeout)
+
+    house.settle()
+    house.hub.selector.select = counted  # type: ignore[method-assign]
+    try:
+        house.settle()
+        threading.Event().wait(0.1)
+        assert len(turns) <= 4  # that of the call, and one that a sweep falls into
+        assert turns[-1] is None or turns[-1] > 0.1
+    finally:
+        house.hub.selector.select = select  # type: ignore[method-assign]
+
+
+def test_a_hub_without_clients_sleeps(house: House) -> None:
+    assert_idle(house)
+    house.stream(news()).close()
+    wait_until(lambda: house.released)
+    house.settle()
+    assert house.hub._timeout() is None
+    assert_idle(house)
+
+
+def test_a_hub_with_nothing_to_do_sleeps_until_the_next_sweep(house: House) -> None:
+    topic, other = news(), news()
+    current, behind = house.stream(topic), house.stream(topic, buffer=SMALL)
+    current.sendall(b"GET / HTTP/1.1\r\n\r\n")  # what nobody asked for
+    waiting, _ = house.poll(other)
+    waiting.sendall(b"GET / HTTP/1.1\r\n\r\n")  # which stays in the socket
+    ours, pulling = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    text = "x" * 1_000_000
+    topic.publish(text)
+    read(current, line(text))
+    assert_idle(house)
+    for client in (current, behind, waiting, pulling):
+        reset(client)
+    wait_until(lambda: len(house.released) == 2)
+    wait_until(lambda: body.closed)
+    other.end()  # a poll whose client has asked again is looked at when there is an answer
+    wait_until(lambda: len(house.released) == 3)
+    assert_idle(house)
+
+
+def test_a_burst_of_messages_wakes_the_hub_once(house: House) -> None:
+    topic = news()
+    client = house.stream(topic)
+    house.settle()
+    busy, go_on = threading.Event(), threading.Event()
+    house.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
+    assert busy.wait(PATIENCE)
+    for number in range(50):
+        topic.publish(str(number))
+    assert len(house.hub._ear.recv(100, socket.MSG_PEEK)) == 1
+    go_on.set()
+    assert contents(read(client, line("49"))) == ["<heartbeat>", *map(str, range(50))]
+    assert_idle(house)
+
+
 def test_what_a_client_sends_on_its_stream_is_passed_over(house: House) -> None:
     topic = news()
     client = house.stream(topic)
@@ -518,6 +618,48 @@ def test_a_client_that_pulls_and_does_not_read_gets_whole_heartbeats(house: Hous
     assert len(body.closed) == 1
 
 
+def test_who_pulls_and_resets_its_connection_before_it_has_read_all_is_let_go(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    house.settle()
+    reset(theirs)
+    wait_until(lambda: body.closed, timeout=1.0)
+    assert not body.asked.is_set()
+    assert_idle(house)
+    assert len(body.closed) == 1
+
+
+def test_who_pulls_and_takes_nothing_is_closed_after_the_stall_timeout(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    house.pass_time(PACE.stall_timeout - 1)
+    theirs.recv(1_000)  # too little for the socket to take more
+    assert not body.closed
+    house.pass_time(1)
+    wait_until(lambda: body.closed)
+    assert body.tally.figures().stalled == 1
+
+
+def test_who_pulls_and_takes_a_little_in_time_is_not_stalled(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    left = 1_000_000
+    for _ in range(4):
+        house.pass_time(PACE.stall_timeout / 2)
+        for _ in range(20):
+            left -= len(theirs.recv(5_000))
+    while left:
+        left -= len(theirs.recv(65_536))
+    assert body.asked.wait(PATIENCE)
+    assert not body.closed
+    assert body.tally.figures().stalled == 0
+    body.due.set()
+    assert rest(theirs) == "item\n"
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(house: House, chunked: bool) -> None:
     ours, theirs = house.pair()
@@ -619,6 +761,38 @@ def test_what_a_full_socket_does_not_take_of_an_answer_goes_back_with_the_connec
     answer = read(theirs, ">")
     sender.join()
     assert "x" * 1_000_000 in answer
+
+
+def test_a_poll_whose_client_resets_before_it_has_the_response_before_is_forgotten(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    poll, reply = LongPoll(topic, PACE, "", lambda: house.released.append("poll")), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000)
+    house.settle()
+    reset(theirs)
+    assert reply.over.wait(1.0)
+    assert reply.left
+    assert house.released == ["poll"]
+    assert topic.clients == 0
+    assert_idle(house)
+
+
+def test_a_poll_whose_client_is_gone_when_the_answer_comes_is_forgotten(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair()
+    poll, reply = LongPoll(topic, PACE, "", lambda: house.released.append("poll")), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"")
+    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")  # the socket is watched no more
+    house.settle()
+    house.settle()
+    reset(theirs)
+    topic.publish("a")
+    assert reply.over.wait(PATIENCE)
+    assert reply.left
+    assert ours.fileno() < 0
+    assert house.released == ["poll"]
 
 
 class CountedTopic(Topic):

@@ -106,6 +106,21 @@ def events(body: bytes) -> list[Any]:
     return list(sseclient.SSEClient(iter([body])).events())
 
 
+def test_streams_of_items_are_counted_while_they_last(app: Router, port: int, views: Generators) -> None:
+    def figures() -> Any:
+        return app.registry["pushdemo.clients"].counters.tally("", "sse").figures()
+
+    with Client(port) as client, Client(port) as other:
+        client.get("/slow?key=a&transport=sse").until(b"first")
+        assert figures().clients == 1
+        views.go_on.set()
+        other.get("/three?key=b&transport=sse").head()
+        client.until(b"\r\n0\r\n\r\n")
+        stream(other)
+        wait_until(lambda: figures().clients == 0)
+    assert figures().messages == 5
+
+
 def test_events_bear_their_count_and_end(port: int) -> None:
     with Client(port) as client:
         client.get("/three?key=a", "Accept: text/event-stream")

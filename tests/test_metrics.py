@@ -193,6 +193,48 @@ def test_a_long_poll_counts_its_answers(house: House) -> None:
     assert house.figures("longpoll") == NOTHING._replace(messages=2, bytes=len(body))
 
 
+@pytest.mark.parametrize("end", [False, True])
+def test_a_long_poll_without_a_message_counts_none(house: House, end: bool) -> None:
+    poll = LongPoll(house.topic, house.pace)
+    assert poll.open() is None
+    poll.join()
+    assert house.figures("longpoll") == NOTHING._replace(clients=1)
+    if end:
+        house.topic.end()
+        body = poll.answer()
+        assert body is not None
+    else:
+        body = poll.waiting()
+    poll.close()
+    assert house.figures("longpoll") == NOTHING._replace(bytes=len(body))
+
+
+def test_a_notice_is_no_message(house: House) -> None:
+    client = house.stream()
+    poll = LongPoll(house.topic, house.pace)
+    assert poll.open() is None
+    house.topic.notify("reset")
+    house.settle()
+    body = poll.answer()
+    assert body is not None
+    assert (house.figures().messages, house.figures().resets) == (0, 1)
+    assert (house.figures("longpoll").messages, house.figures("longpoll").resets) == (0, 1)
+    house.topic.notify("failing")
+    house.settle()
+    body = iter(Subscription(house.topic, jsonlines, house.pace, "earliest"))
+    assert b"reset" in next(body)
+    body.close()  # type: ignore[attr-defined]
+    assert house.figures() == house.figures()._replace(clients=1, messages=0, resets=2)
+    assert b"failing" in client.recv(1_000)
+
+
+def test_a_reset_at_the_beginning_is_counted(house: House) -> None:
+    body = iter(Subscription(house.topic, jsonlines, house.pace, "another-1"))
+    next(body)
+    assert house.figures().resets == 1
+    body.close()  # type: ignore[attr-defined]
+
+
 def test_refusals_are_counted_by_what_was_asked_for_and_status() -> None:
     router = texts.main()
     app = TestApp(router)
