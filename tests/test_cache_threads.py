@@ -411,13 +411,22 @@ def test_two_applications_compute_at_one_time(clock: Clock, gate: Gate) -> None:
 
 def test_a_hit_takes_no_lock(caches: Caches) -> None:
     @memorize
-    def rate(item: int) -> int:
+    def rate(item: int, currency: str = "EUR") -> int:
         return item
 
-    rate(1)
-    cache = caches.open(rate)
-    with cache._lock, cache._store._changed, caches._lock:  # type: ignore[attr-defined]
-        assert Asked(lambda: rate(1)).answer() == 1
+    class Shop:
+        @memorize
+        def price(self, item: int) -> int:
+            return item
+
+    shop = Shop()
+    hits = {rate: (lambda: rate(1), lambda: rate(item=1, currency="EUR")), Shop.price: (lambda: shop.price(1),)}
+    for function, calls in hits.items():
+        for call in calls:
+            call()
+            cache = caches.open(function)
+            with cache._lock, cache._store._changed, caches._lock:  # type: ignore[attr-defined]
+                assert Asked(call).answer() == 1
 
 
 def test_the_counts_of_many_threads_add_up() -> None:
