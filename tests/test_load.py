@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from xml.etree import ElementTree
 
@@ -57,7 +59,27 @@ def test_a_sample_is_of_this_machine(load: Load) -> None:
     assert all(0 <= core <= 100 for core in taken.cores)
     assert taken.memory_total == psutil.virtual_memory().total
     assert 0 < taken.memory < taken.memory_total
-    assert taken.received >= 0
+
+
+def test_a_sample_has_the_traffic_of_the_network(clock: Clock) -> None:
+    """Bytes a second, over as long as the first sample takes."""
+    size = 10_000_000
+
+    def sleep(seconds: float) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+            accepted, _ = server.accept()
+            with accepted, ThreadPoolExecutor() as pool:
+                sending = pool.submit(client.sendall, bytes(size))
+                received = 0
+                while received < size:
+                    received += len(accepted.recv(1_000_000))
+                sending.result()
+        clock.sleep(seconds)
+
+    (taken,) = Load(clock, sleep).samples()
+    seconds = sum(clock.slept)
+    assert size <= taken.received * seconds < 100 * size
+    assert size <= taken.sent * seconds < 100 * size
 
 
 def test_whoever_asks_within_an_interval_shares_a_sample(load: Load, clock: Clock) -> None:

@@ -98,7 +98,8 @@ def test_one_node_makes_the_messages_for_all(member: Members) -> None:
     assert sum(node.leads for node in nodes) == 1
     assert sorted(node.runs for node in nodes) == [0, 0, 1]
     (leader,) = (node for node in nodes if node.leads)
-    assert all(text.startswith(leader.name) for text in whole(leader.news))
+    made = whole(leader.news)
+    assert made == [f"{leader.name}{number}" for number in range(1, len(made) + 1)]
 
 
 def test_a_node_without_clients_does_not_compete(member: Members) -> None:
@@ -362,7 +363,11 @@ def test_while_redis_is_gone_the_source_rests_and_then_goes_on(fragile: RedisSer
     fragile.start()
     for node in pair:
         grow(node.news, 10)
-    assert all(ours == theirs for ours, theirs in zip(whole(first.news), whole(second.news), strict=False))
+    wait_until(lambda: first.news.number == second.news.number, what="the same messages at both")
+    both = [whole(first.news), whole(second.news)]
+    known = min(map(len, both))
+    assert known >= 10
+    assert both[0][:known] == both[1][:known]
     assert first.made + second.made <= first.news.number + 2, "nothing but the value at hand was made meanwhile"
 
 
@@ -376,7 +381,9 @@ def test_after_a_flush_there_is_one_producer_again(fragile: RedisServer, pair: l
     assert pair[0].news.epoch == pair[1].news.epoch
     for node, position in zip(pair, positions, strict=True):
         told = entries(node.news, position)
-        assert told.count("(reset)") == 1 or told[0] == "(gap)"
+        # What the stream still had when the life before was forgotten is a reset; what it no longer had is a gap.
+        assert told[0] in ("(reset)", "(gap)")
+        assert not {"(reset)", "(gap)"} & set(told[1:])
 
 
 def test_a_lease_of_the_life_before_a_flush_is_not_taken_for_one_of_the_new_life(
