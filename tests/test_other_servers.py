@@ -10,7 +10,6 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -22,7 +21,7 @@ import pytest
 import waitress.server
 
 from pushdemo.messages import Message
-from pushdemo.subscriptions import LongPoll, Pace, Subscription
+from pushdemo.subscriptions import Pace, Subscription
 from pushdemo.topics import Topic
 from pushdemo.transports import jsonlines
 from tests.fixtureapps import newsroom
@@ -251,63 +250,6 @@ def test_a_stream_that_an_error_takes_the_place_of_leaves_no_client_behind(port:
             assert client.get(f"/broken/news?transport={transport}").head()[0] == 500
     with streams(port, *["sse"] * MAX_THREADS) as opened:
         assert [stream.status for stream in opened] == [200] * MAX_THREADS
-
-
-SLOW = Pace(heartbeat=2 * PATIENCE, longpoll_timeout=2 * PATIENCE)  # so that nothing but news ends the wait in time
-
-
-class Watched(threading.Condition):
-    """A condition that says when somebody has begun to wait: under the lock, so that news come behind it."""
-
-    def __init__(self) -> None:
-        super().__init__(threading.Lock())
-        self.waiting = threading.Event()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waiting.set()
-        return super().wait(timeout)
-
-
-def waited_for(read: Callable[[], Any], topic: Topic, change: Callable[[], object]) -> Any:
-    """What `read` returns in another thread, where `change` comes once it waits for the topic."""
-    with ThreadPoolExecutor() as pool:
-        topic.changed = watched = Watched()
-        reading = pool.submit(read)
-        assert watched.waiting.wait(PATIENCE)
-        change()
-        return reading.result(PATIENCE)
-
-
-def waiting_stream() -> tuple[Topic, Iterator[bytes]]:
-    topic = Topic("news", content_type="text/plain")
-    topic.publish("first")
-    stream = iter(Subscription(topic, jsonlines, SLOW))
-    assert b"first" in next(stream)
-    return topic, stream
-
-
-def test_a_stream_that_waits_is_told_of_a_message_the_end_and_the_stop_at_once() -> None:
-    topic, stream = waiting_stream()
-    assert b"second" in waited_for(lambda: next(stream), topic, lambda: topic.publish("second"))
-    last = waited_for(lambda: list(stream), topic, topic.end)
-    assert [json.loads(line) for line in last] == [{"state": "done"}]
-    topic, stream = waiting_stream()
-    (last,) = waited_for(lambda: list(stream), topic, topic.close)
-    assert re.fullmatch(rb'{"state": "waiting", "retry": \d+}\n', last)
-    assert topic.clients == 0
-
-
-@pytest.mark.parametrize(("change", "state", "hinted"), [(Topic.end, "done", False), (Topic.close, "waiting", True)])
-def test_a_long_poll_that_waits_is_told_of_the_end_and_the_stop_at_once(
-    change: Callable[[Topic], None], state: str, hinted: bool
-) -> None:
-    topic = Topic("news", content_type="text/plain")
-    last = topic.publish("first").id
-    poll = LongPoll(topic, SLOW, last)
-    assert poll.open() is None
-    answer = json.loads(waited_for(poll.wait, topic, lambda: change(topic)))
-    assert (answer["state"], answer["messages"], answer["last_event_id"]) == (state, [], last)
-    assert ("retry" in answer) == hinted
 
 
 class LastWord(Topic):
