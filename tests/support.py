@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import configparser
 import os
+import pickle
 import re
+import select
 import shutil
 import signal
 import socket
@@ -12,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,6 +59,34 @@ def wait_until(condition: Any, timeout: float = PATIENCE, what: str = "what the 
         if time.monotonic() > end:
             pytest.fail(f"{what} did not come within {timeout} s")
         threading.Event().wait(0.01)
+    return value
+
+
+def in_child(call: Callable[[], Any]) -> Any:
+    """What `call` returns in a forked child of this process, which ends after it; fails with what it raises there."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: "multi-threaded, use of fork()"
+        child = os.fork()
+    if not child:
+        try:
+            outcome = True, call()
+        except BaseException as error:
+            outcome = False, "".join(traceback.format_exception(error))
+        try:
+            os.write(writer, pickle.dumps(outcome))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        ready = select.select([pipe], [], [], PATIENCE)[0]
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        data = pipe.read()
+    os.waitpid(child, 0)
+    assert ready, "the child does not come to an end"
+    fine, value = pickle.loads(data)
+    assert fine, value
     return value
 
 
