@@ -14,7 +14,9 @@ from tests.push_js.engines import HERE, Browser, Engine, Node
 from tests.push_js.wire import Wire
 
 STATIC = Path(__file__).parents[2] / "pushdemo" / "static"
-FILES = {f"/static/{name}": STATIC / name for name in ("push.js", "push-connection.js", "push-transports.js")}
+FILES = {
+    f"/static/{name}": STATIC / name for name in ("push.js", "push-connection.js", "push-transports.js", "poll.js")
+}
 PAGE = {"/drive.mjs": HERE / "drive.mjs", "/": HERE / "browser.html"}
 
 
@@ -49,7 +51,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     for path in FILES.values():
         shutil.copy(path, folder)
     (folder / "package.json").write_text('{"type": "module"}')  # what `<script type="module">` says to a browser
-    engine = Node(program, folder / "push.js")
+    engine = Node(program, folder)
     yield engine
     engine.close()
 

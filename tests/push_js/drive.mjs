@@ -1,6 +1,11 @@
-/** Subscriptions on command: what a test asks for comes in as an object, what happens goes out as one. */
-export function drive(subscribe, send) {
+/**
+ * Subscriptions and sessions on command: what a test asks for comes in as an object, what happens goes out as one.
+ * `modules` are the exports of push.js and of poll.js.
+ */
+export function drive(modules, send) {
+  const { subscribe, poll, cancel, sleep, newKey } = modules;
   const subscriptions = new Map();
+  const sessions = new Map();
   const commands = {
     subscribe({ name, url, options }) {
       const say = (kind) => (value) => send({ name, [kind]: value ?? true });
@@ -19,6 +24,43 @@ export function drive(subscribe, send) {
     close({ name }) {
       subscriptions.get(name).close();
       send({ name, closed: subscriptions.get(name).lastEventId });
+    },
+    async poll({ name, url, options }) {
+      const abort = new AbortController();
+      sessions.set(name, abort);
+      const onretry = (retry) => send({ name, retry });
+      try {
+        for await (const answer of poll(url, { ...options, signal: abort.signal, onretry })) send({ name, answer });
+        send({ name, done: true });
+      } catch (error) {
+        send({ name, error: { ...error, name: error.constructor.name, message: error.message } });
+      }
+    },
+    abort({ name }) {
+      sessions.get(name).abort();
+    },
+    async cancel({ name, url, key }) {
+      await cancel(url, key).then(
+        () => send({ name, done: true }),
+        (error) => send({ name, error: { ...error, name: error.constructor.name, message: error.message } }),
+      );
+    },
+    async sleep({ name, ms, abortAfter }) {
+      const abort = new AbortController();
+      if (abortAfter === 0) abort.abort();
+      else if (abortAfter) setTimeout(() => abort.abort(), abortAfter);
+      await sleep(ms, abort.signal).then(
+        () => send({ name, done: true }),
+        (error) => send({ name, error: { name: error.name } }),
+      );
+    },
+    newKey({ name }) {
+      const keys = [newKey(), newKey()];
+      const { randomUUID } = crypto;
+      crypto.randomUUID = undefined; // as on a page that came by plain http
+      keys.push(newKey(), newKey());
+      crypto.randomUUID = randomUUID;
+      send({ name, keys });
     },
   };
   return (command) => commands[command.do](command);

@@ -1,4 +1,7 @@
-"""What runs push.js for a test: node, or Chromium. Both are told what to do and say what happened through drive.mjs."""
+"""What runs push.js and poll.js for a test: node, or Chromium.
+
+Both are told what to do, and say what happened, through drive.mjs.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Watch:
 
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine = engine
-        self._name = name
+        self.name = name
         self.told: list[dict[str, Any]] = []
 
     @property
@@ -42,13 +45,22 @@ class Watch:
     def resets(self) -> int:
         return sum("reset" in event for event in self.told)
 
+    def first(self, kind: str) -> Any:
+        """The first event of this kind, once it has come."""
+        self.until(lambda watch: any(kind in event for event in watch.told))
+        return next(event[kind] for event in self.told if kind in event)
+
+    def of(self, kind: str) -> list[Any]:
+        """All events of this kind so far."""
+        return [event[kind] for event in self.told if kind in event]
+
     def until(self, condition: Callable[[Watch], Any]) -> Watch:
         """Reads on until the condition holds; fails with what was told where it does not within the bound."""
         deadline = time.monotonic() + BOUND
         while not condition(self):
             left = deadline - time.monotonic()
             assert left > 0, f"not within {BOUND} s; the last was {self.told[-9:]}"
-            self._engine.read(self._name, self.told, left)
+            self._engine.read(self.name, self.told, left)
         return self
 
     def state(self, name: str) -> dict[str, Any]:
@@ -57,7 +69,7 @@ class Watch:
         return [state for state in self.states if state["state"] == name][-1]
 
     def close(self) -> None:
-        self._engine.tell({"do": "close", "name": self._name})
+        self._engine.tell({"do": "close", "name": self.name})
         self.until(lambda watch: any("closed" in event for event in watch.told))
 
 
@@ -70,8 +82,12 @@ class Engine:
         self.uncaught = Watch(self, "uncaught")  # what the page's own code threw and nobody caught
 
     def subscribe(self, url: str, **options: Any) -> Watch:
+        return self.do("subscribe", url=url, options=options)
+
+    def do(self, what: str, **parameters: Any) -> Watch:
+        """Gives a command of drive.mjs; the Watch sees what comes of it."""
         name = next(self.names)
-        self.tell({"do": "subscribe", "name": name, "url": url, "options": options})
+        self.tell({"do": what, "name": name, **parameters})
         return Watch(self, name)
 
     def tell(self, command: dict[str, Any]) -> None:
@@ -83,9 +99,9 @@ class Engine:
 
 
 class Node(Engine):
-    def __init__(self, program: str, module: Path) -> None:
+    def __init__(self, program: str, folder: Path) -> None:
         super().__init__()
-        command = [program, str(HERE / "node.mjs"), module.as_uri()]
+        command = [program, str(HERE / "node.mjs"), folder.as_uri() + "/"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._events: dict[str, queue.SimpleQueue[dict[str, Any]]] = {}
         self._lock = threading.Lock()  # over the table of queues: the reader's thread adds to it too

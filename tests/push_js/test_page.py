@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from tests.push_js.engines import BOUND, Browser, Engine, Node
-from tests.push_js.formats import STREAMS
-from tests.push_js.scripts import HARD, never, says
+from tests.push_js.formats import STREAMS, poll
+from tests.push_js.scripts import HARD, answers, hangs, never, says
 from tests.push_js.wire import Exchange, Wire
 
 
@@ -74,3 +76,69 @@ def test_a_page_that_is_hidden_for_long_pauses_and_goes_on_when_seen(chromium: B
     assert [state["state"] for state in watch.states] == ["connecting", "live", "paused", "connecting", "live", "ended"]
     assert watch.ids == ["e-1", "e-2"]
     assert [request.last_event_id for request in wire.requests] == ["", "e-1"]
+
+
+def test_an_address_may_be_relative_to_the_page(chromium: Browser, wire: Wire) -> None:
+    wire.on("/relative", says("multipart", STREAMS["multipart"].end), never)
+    chromium.subscribe("relative?kind=1").state("ended")
+    assert [request.query for request in wire.requests] == [{"kind": "1"}]
+
+
+def test_a_page_that_is_left_gives_its_connection_back_and_goes_on_when_it_is_shown(
+    chromium: Browser, wire: Wire
+) -> None:
+    left = threading.Event()
+    form = STREAMS["multipart"]
+
+    def first(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening, form.message(HARD[0]))
+        exchange.until_gone()
+        left.set()
+
+    watch = chromium.subscribe(wire.on("/left", first, says("multipart", form.end), never))
+    watch.until(lambda watch: watch.messages)
+    chromium.driver.execute_script("dispatchEvent(new Event('pagehide'))")
+    assert left.wait(BOUND)
+    watch.state("paused")
+    chromium.driver.execute_script("dispatchEvent(new Event('pageshow'))")
+    watch.state("ended")
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "paused", "connecting", "live", "ended"]
+    assert [request.last_event_id for request in wire.requests] == ["", "e-1"]
+
+
+def test_after_a_pause_the_stream_that_was_held_back_gets_another_chance(chromium: Browser, wire: Wire) -> None:
+    def waits(exchange: Exchange) -> None:
+        exchange.until_gone()
+
+    form = STREAMS["multipart"]
+    url = wire.on("/chance", hangs, answers(poll("ready", HARD[0])), waits, says("multipart", form.end), never)
+    watch = chromium.subscribe(url, heartbeat=300)
+    watch.until(lambda watch: watch.messages)
+    chromium.driver.execute_script("dispatchEvent(new Event('pagehide'))")
+    watch.state("paused")
+    chromium.driver.execute_script("dispatchEvent(new Event('pageshow'))")
+    watch.state("ended")
+    live = watch.states[-2]
+    assert (live["state"], live["transport"], live["fallback"], live.get("reason")) == (
+        "live",
+        "multipart",
+        False,
+        None,
+    )
+
+
+@pytest.mark.heavy
+def test_a_page_that_is_seen_again_soon_does_not_pause(chromium: Browser, wire: Wire) -> None:
+    def stays(exchange: Exchange) -> None:
+        exchange.stream(STREAMS["multipart"].content_type, STREAMS["multipart"].opening)
+        assert not exchange.gone_within(6)
+        exchange.write(STREAMS["multipart"].end)
+        exchange.end()
+
+    watch = chromium.subscribe(wire.on("/soon-seen", stays, never), hiddenAfter=4000)
+    page = chromium.driver.current_window_handle
+    chromium.driver.switch_to.new_window("tab")
+    chromium.driver.close()
+    chromium.driver.switch_to.window(page)
+    watch.state("ended")
+    assert "paused" not in [state["state"] for state in watch.states]

@@ -127,3 +127,71 @@ def test_a_failing_source_is_told_until_a_message_comes(stream: tuple[Engine, st
     watch.until(lambda watch: watch.messages)
     assert [state["state"] for state in watch.states] == ["connecting", "live", "failing", "live"]
     watch.close()
+
+
+def parts(*lines: str) -> bytes:
+    return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+@pytest.mark.parametrize(
+    "content_type", ['multipart/x-mixed-replace; boundary="b c"', "Multipart/X-Mixed-Replace;BOUNDARY=b"]
+)
+def test_the_boundary_is_read_as_mime_has_it(node: Node, wire: Wire, content_type: str) -> None:
+    boundary = "b c" if '"' in content_type else "b"
+
+    def mime(exchange: Exchange) -> None:
+        body = parts(
+            "what stands before is no part", f"--{boundary}", "content-length:2", "X-MESSAGE-ID:  e-1", "", "42"
+        )
+        exchange.stream(content_type, body, parts(f"--{boundary}--"))
+        exchange.end()
+
+    watch = node.subscribe(wire.on("/mime", mime, never))
+    watch.state("ended")
+    assert received(watch) == [{"id": "e-1", "content": "42"}], "a part without a type is plain text"
+
+
+@pytest.mark.parametrize("content_type", ["application/problem+json", "Application/JSON ;charset=utf-8"])
+def test_a_part_of_any_json_type_is_its_value(node: Node, wire: Wire, content_type: str) -> None:
+    part = parts(f"Content-Type: {content_type}", "Content-Length: 2", "X-Message-Id: e-1", "", "42", "--3f9a0c")
+    watch = node.subscribe(wire.on("/json", says("multipart", part, STREAMS["multipart"].end)))
+    watch.state("ended")
+    assert received(watch) == [{"id": "e-1", "content": 42}]
+
+
+def test_a_stream_without_its_boundary_is_no_stream(node: Node, wire: Wire) -> None:
+    def bare(exchange: Exchange) -> None:
+        exchange.stream("multipart/x-mixed-replace", b"--b\r\n")
+        exchange.end()
+
+    watch = node.subscribe(wire.on("/bare", bare, says("multipart", STREAMS["multipart"].end)))
+    watch.state("ended")
+    assert watch.state("waiting")["reason"] == "no boundary in multipart/x-mixed-replace"
+
+
+def test_what_stands_where_the_boundary_must_ends_the_connection(node: Node, wire: Wire) -> None:
+    part = parts("Content-Length: 2", "X-Message-Id: e-1", "", "42" + "7" * 100, "--3f9a0c")
+    watch = node.subscribe(wire.on("/wrong", says("multipart", part), says("multipart", STREAMS["multipart"].end)))
+    watch.state("ended")
+    assert watch.state("waiting")["reason"] == "expected the boundary, got " + "7" * 60
+
+
+def test_an_end_whose_part_was_announced_is_the_end(node: Node, wire: Wire) -> None:
+    announced = parts("Content-Type: application/xml", "") + STREAMS["multipart"].end.removeprefix(b"\r\n")
+    watch = node.subscribe(wire.on("/announced", says("multipart", announced), never))
+    watch.state("ended")
+    assert watch.messages == []
+
+
+def test_polls_tell_that_the_source_fails_and_then_of_the_message(node: Node, wire: Wire) -> None:
+    url = wire.on(
+        "/failing-polls",
+        answers(poll("failing", failing=True)),
+        answers(poll("ready", HARD[0])),
+        answers(poll("ready", HARD[3], failing=True)),
+        answers(poll("done")),
+    )
+    watch = node.subscribe(url, transport="longpoll")
+    watch.state("ended")
+    told = [state["state"] for state in watch.states if state["state"] not in ("connecting", "waiting")]
+    assert told == ["live", "failing", "live", "failing", "ended"]

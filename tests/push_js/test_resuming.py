@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from email.utils import formatdate
 
 import pytest
 
@@ -130,3 +132,51 @@ def test_a_proxys_error_page_is_not_shown_as_the_reason(node: Node, wire: Wire) 
     watch = node.subscribe(wire.on("/proxy", page, says("multipart", STREAMS["multipart"].end)))
     assert watch.state("waiting")["reason"] == "the server answered 502 Bad Gateway"
     watch.state("ended")
+
+
+END = STREAMS["multipart"].end
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
+def test_what_may_pass_is_tried_again(node: Node, wire: Wire, status: int) -> None:
+    passing = refuses(status, "  not now\n", Retry_After="0")
+    watch = node.subscribe(wire.on(f"/passing-{status}", passing, says("multipart", END), never))
+    watch.state("ended")
+    assert (watch.state("waiting")["retry"], watch.state("waiting")["reason"]) == (0, "not now")
+
+
+def test_the_servers_pause_may_be_a_date(node: Node, wire: Wire) -> None:
+    later = refuses(503, Retry_After=formatdate(time.time() + 3600, usegmt=True))
+    watch = node.subscribe(wire.on("/later", later, never))
+    assert 3_590_000 < watch.state("waiting")["retry"] <= 3_600_000
+    watch.close()
+
+
+def test_a_pause_that_is_over_is_none(node: Node, wire: Wire) -> None:
+    past = refuses(503, Retry_After="Thu, 01 Jan 2026 00:00:00 GMT")
+    watch = node.subscribe(wire.on("/past", past, says("multipart", END), never))
+    watch.state("ended")
+    assert watch.state("waiting")["retry"] == 0
+
+
+def test_a_pause_that_cannot_be_read_is_its_own(node: Node, wire: Wire) -> None:
+    watch = node.subscribe(wire.on("/soon", refuses(503, Retry_After="soon"), never))
+    assert 500 <= watch.state("waiting")["retry"] <= 1000
+    watch.close()
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+def test_a_reason_that_cannot_be_read_is_the_status(node: Node, wire: Wire, content_type: str) -> None:
+    watch = node.subscribe(wire.on("/unreadable", refuses(410, "<h1>", content_type), never))
+    assert watch.state("failed")["reason"] == "the server answered 410 Gone"
+
+
+@pytest.mark.heavy
+def test_the_pauses_begin_anew_after_a_message(node: Node, wire: Wire) -> None:
+    one = says("multipart", STREAMS["multipart"].message(HARD[0]))
+    watch = node.subscribe(wire.on("/anew", Exchange.drop, Exchange.drop, one, says("multipart", END)))
+    watch.state("ended")
+    first, second, third = (state["retry"] for state in watch.states if state["state"] == "waiting")
+    assert 500 <= first <= 1000
+    assert 1000 <= second <= 2000
+    assert 500 <= third <= 1000

@@ -19,6 +19,8 @@ def test_a_stream_that_brings_no_byte_gives_way_to_long_polls(
     watch = engine.subscribe(url, transport=transport, heartbeat=300)
     watch.state("ended")
     assert watch.ids == ["e-1"]
+    # Nothing is stale that never was live.
+    assert [state["state"] for state in watch.states] == ["connecting", "connecting", "live", "ended"]
     fallback = [state for state in watch.states if state["fallback"]]
     assert [state["state"] for state in fallback] == ["connecting", "live", "ended"]
     assert fallback[1]["transport"] == "longpoll"
@@ -135,3 +137,28 @@ def test_an_event_source_whose_messages_are_held_back_gives_way_to_long_polls(ch
     watch.state("ended")
     assert watch.ids == ["e-1", "e-2"]
     assert [state["transport"] for state in watch.states if state["fallback"]] == ["longpoll"] * 3
+
+
+def test_a_stream_that_was_well_for_long_is_not_given_up_at_its_next_silence(node: Node, wire: Wire) -> None:
+    form = STREAMS["multipart"]
+
+    def well(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening)
+        for _ in range(10):  # for longer than two heartbeats
+            exchange.write(form.heartbeat)
+            assert not exchange.gone_within(0.1)
+        exchange.until_gone()
+
+    silent = says("multipart", form.message(HARD[0]), end=False)
+    watch = node.subscribe(wire.on("/well", silent, well, says("multipart", form.end), never), heartbeat=300)
+    watch.state("ended")
+    assert {state["transport"] for state in watch.states} == {"multipart"}
+
+
+def test_a_server_that_answers_polls_at_once_with_nothing_is_not_asked_without_rest(node: Node, wire: Wire) -> None:
+    url = wire.on("/empty", answers(poll("waiting")), answers(poll("done")), never)
+    watch = node.subscribe(url, transport="longpoll")
+    watch.state("ended")
+    waiting = watch.state("waiting")
+    assert waiting["reason"] == "the server answered without a message"
+    assert waiting["retry"] >= 500

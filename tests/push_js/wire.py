@@ -20,6 +20,7 @@ class Exchange:
 
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
         self._handler = handler
+        self.method = handler.command
         self.headers = handler.headers
         self.query = {name: values[-1] for name, values in parse_qs(urlsplit(handler.path).query).items()}
 
@@ -80,6 +81,7 @@ class Wire:
         self.requests: list[Exchange] = []
         self.failures: list[BaseException] = []
         self._scripts: dict[str, list[Script]] = {}
+        self._asked = threading.Event()  # set by each request
         self._lock = threading.Lock()  # over all lists here: each request has a thread
         wire = self
 
@@ -89,6 +91,8 @@ class Wire:
 
             def do_GET(self) -> None:
                 wire._serve(self)
+
+            do_DELETE = do_POST = do_GET
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -102,7 +106,12 @@ class Wire:
         """The URL that these scripts answer, one request each."""
         with self._lock:
             self._scripts[path] = list(scripts)
+            self._asked.clear()
         return self.url + path
+
+    def until_asked(self) -> None:
+        """Waits until a request has come since the last call of `on`."""
+        assert self._asked.wait(BOUND)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -120,6 +129,7 @@ class Wire:
             self.requests.append(exchange)
             scripts = self._scripts[path]
             script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
+            self._asked.set()
         try:
             script(exchange)
         except OSError:
