@@ -298,6 +298,18 @@ def test_the_parts_have_a_client_while_the_connection_has_one(house: Pushing) ->
     assert [topic._listeners for topic in topics] == [(), (), ()]
 
 
+def test_a_stream_in_a_thread_ends_when_the_application_stops() -> None:
+    a, b = Topic("a", content_type="text/plain"), Topic("b", content_type="text/plain")
+    stream = iter(Subscription(MergedTopic([a, b]), jsonlines, Pace(heartbeat=LONG)))
+    next(stream)
+    a.publish("a1")
+    assert [event.content for event in events_of(next(stream))] == ["a1"]
+    b.close()
+    (last,) = stream
+    assert json.loads(last)["state"] == "waiting"
+    assert (a.clients, b.clients) == (0, 0)
+
+
 def test_a_merged_topic_lives_while_it_has_clients() -> None:
     topics = Topics()
     for name in "ab":

@@ -330,6 +330,23 @@ def test_a_reload_does_not_hurry_the_source(time: Time, topic: Topic, series: Se
     assert series.asked == [100.0, 160.0]
 
 
+def test_a_message_is_old_when_the_next_is_due(time: Time, topic: Topic, series: Series) -> None:
+    """Who comes at that very moment is not shown it, while the source makes the next."""
+    begins: list[int] = []
+
+    def source() -> str:
+        begins.append(topic.newest())
+        return series.call()
+
+    produce(topic, source, interval=LINGER)
+    stopped(time, topic)
+    assert topic.newest() == 1
+    topic.join()
+    entries(topic, 2)
+    assert begins == [0, 1]
+    assert series.asked == [100.0, 100.0 + LINGER]
+
+
 def test_a_finished_generator_ends_the_topic(time: Time, topic: Topic) -> None:
     series = Series(time, end=2)
     produce(topic, series.generate, interval=None)
