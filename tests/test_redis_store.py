@@ -156,6 +156,20 @@ def renewed(machine: Machine, key: Any, old: bytes) -> list[bytes]:
     return [claim for claim in machine.server.client.hvals(key) if claim != old]
 
 
+def test_who_waits_for_a_claim_asks_less_and_less_often(machine: Machine) -> None:
+    machine.node(), machine.node()
+    here, there = (backend.store(counted.name, 8, time.monotonic) for backend in machine.backends)
+    claim = here.claim(key_of((1,)), 0)
+
+    def scripts() -> int:
+        return int(machine.server.client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    before = scripts()
+    assert there.claim(key_of((1,)), 0.5) is None
+    assert 2 < scripts() - before < 30, "pauses of 5 ms, 10, 20, 40, 80, and then of 100"
+    assert here.settle(key_of((1,)), claim, None)
+
+
 HOLDER = """
 import sys, threading
 from pushdemo.cache import Caches
@@ -367,6 +381,7 @@ def test_the_caller_is_told_and_nobody_waits_for_the_claim(machine: Machine) -> 
     for node in (here, there):
         with pytest.raises(TypeError, match="a_date returned what JSON cannot carry to other nodes: value is a date"):
             on(node, a_date)
+        assert not machine.server.client.keys(f"*{machine.space}*:claims")
 
 
 def test_a_function_that_opts_in_is_pickled(machine: Machine) -> None:
@@ -385,6 +400,7 @@ def test_what_cannot_be_pickled_is_refused_and_nobody_waits_for_the_claim(machin
     for node in (here, here, there):
         with pytest.raises(TypeError, match="a_function returned what cannot be pickled for other nodes"):
             on(node, a_function)
+        assert not machine.server.client.keys(f"*{machine.space}*:claims")
 
 
 def test_a_pickle_is_never_loaded_where_the_function_has_not_opted_in(machine: Machine) -> None:
