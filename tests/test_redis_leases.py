@@ -117,6 +117,13 @@ def unending(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_leases, "LEASE_TIME", 3600)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renewals turn often, and nothing but they and publishers run scripts."""
+    monkeypatch.setattr(redis_leases, "BEAT", 0.02)
+    monkeypatch.setattr(redis_reader, "LOOK", 3600)
+
+
 def test_when_the_last_client_of_its_node_leaves_another_node_takes_over(member: Members, unending: None) -> None:
     first, second = member("a"), member("b")
     first.producer._linger = 3600.0
@@ -176,6 +183,19 @@ def test_when_its_linger_is_over_a_node_gives_its_lease_back(
     wait_until(lambda: not shared.client.exists(node.producer.keys[0]), what="the end of the lease")
 
 
+def test_a_node_that_has_left_a_topic_forgets_that_another_has_made_its_messages(member: Members, quick: None) -> None:
+    """Else who comes when nobody has listened for long would be shown the old message."""
+    leader, other = member("a"), member("b")
+    leader.news.join()
+    grow(leader.news)
+    other.news.join()
+    wait_until(lambda: other.producer.fresh and other.news.number, what="the other's lease")
+    other.news.leave()
+    leader.producer._linger = 0.0
+    leader.news.leave()
+    wait_until(lambda: not leader.leads and not other.producer.fresh, what="the age of the message")
+
+
 # -- how often Redis is asked
 
 
@@ -225,13 +245,6 @@ class Turns:
 
     def _beat(self) -> None:
         self.count += 1
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renewals turn often, and nothing but they and publishers run scripts."""
-    monkeypatch.setattr(redis_leases, "BEAT", 0.02)
-    monkeypatch.setattr(redis_reader, "LOOK", 3600)
 
 
 def test_a_node_that_clients_have_left_does_not_ask_for_leases(

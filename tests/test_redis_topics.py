@@ -344,6 +344,21 @@ def test_what_has_left_the_stream_while_a_node_was_cut_off_is_a_reset(fragile: C
     link.close()
 
 
+def test_who_comes_back_with_the_id_of_a_reset_gets_the_message_after_it(fragile: Cluster) -> None:
+    here = fragile.node(history=5)
+    there = fragile.stranger()
+    here.publish("0")
+    there.catch_up()
+    before = there.head
+    for number in range(1, 21):
+        here.publish(f"{number}")
+    there.catch_up()
+    reset, _ = there.following(before)
+    assert reset is not None
+    begun = there.begin(reset.id)
+    assert (reset.kind, begun.reset, entries(there, begun.position)) == ("reset", False, ["16", "17", "18", "19", "20"])
+
+
 def test_a_notice_that_comes_right_before_a_message_of_ones_own_is_not_passed_over(cluster: Cluster) -> None:
     here, other = cluster.node(), cluster.stranger()
     here.publish("a")
