@@ -49,6 +49,7 @@ class Clients:
         self.order = order
         self.epoll = select.epoll()
         self.sockets: dict[int, socket.socket] = {}
+        self.numbers: dict[int, int] = {}  # of the clients, by descriptor
         self.unconnected: set[int] = set()
         self.cut: dict[int, bytes] = {}  # what a client has of a message or answer that is not whole yet
         self.received = 0
@@ -63,6 +64,7 @@ class Clients:
         client.bind((f"127.0.0.{2 + number // 10_000}", 0))
         client.connect_ex(("127.0.0.1", self.order.port))
         self.sockets[client.fileno()] = client
+        self.numbers[client.fileno()] = number
         self.unconnected.add(client.fileno())
         self.epoll.register(client.fileno(), select.EPOLLOUT)
         return client.fileno()
@@ -70,7 +72,7 @@ class Clients:
     def connected(self, fd: int) -> None:
         self.unconnected.remove(fd)
         self.epoll.modify(fd, select.EPOLLIN)
-        self.ask(fd, self.order.path)
+        self.ask(fd, self.order.path.format(self.numbers[fd]))
 
     def ask(self, fd: int, path: str) -> None:
         os.write(fd, request(path))

@@ -128,10 +128,11 @@ def wait_for_quiet() -> None:
 def one_run(server: Server, mode: Mode, python: str) -> tables.Sample | str:
     """What was measured, or why nothing was."""
     try:
+        path = server.path or mode.path
         with running(server, python, mode.rate, mode.clients) as started:
-            warm_up(started, mode.path)
+            warm_up(started, path.format(0))
             idle = process.resident_bytes(process.family(started.pid))
-            order = Order(mode.kind, started.port, mode.path, mode.clients, mode.rate, mode.seconds, started.pid)
+            order = Order(mode.kind, started.port, path, mode.clients, mode.rate, mode.seconds, started.pid)
             with loaded(order) as pipe:
                 sample = received(pipe) | received(pipe)
                 sample["added"] = sample["memory"] - idle

@@ -35,7 +35,7 @@ class Server:
 
     `pypi`: distributions that its Python must have (ours: the running Python, else the peers'); `debian`: packages;
     `modes`: the tables it is in; `beside`: a second process that publishes, not counted as the server's; `page`: it has
-    a /page.
+    a /page; `path`: what its clients ask for, where that is not the mode's.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Server:
     beside: Command | None = None
     page: bool = True
     ours: bool = False
+    path: str = ""
 
 
 def script(path: Path, *options: str) -> Command:

@@ -25,3 +25,17 @@ def pauses(rate: float) -> Iterator[float]:
     while True:
         due = max(due + 1 / rate, time.monotonic())
         yield max(0.0, due - time.monotonic())
+
+
+TICK = 0.005  # seconds between two bursts of `turns`
+
+
+def turns(rate: float) -> Iterator[tuple[float, int]]:
+    """Seconds to sleep, and how many messages to publish then: `rate` a second, in a burst every TICK at most.
+
+    As `pauses`, it makes up for nothing that has been missed.
+    """
+    due, step = time.monotonic(), max(TICK, 1 / rate)
+    while True:
+        due = max(due + step, time.monotonic())
+        yield max(0.0, due - time.monotonic()), round(rate * step)
