@@ -450,6 +450,20 @@ def test_an_idle_generator_is_closed_and_forgotten(sessions: Sessions, clock: Cl
     assert take(sessions, source) == ("ready", [1], 1)
 
 
+@pytest.mark.parametrize("last", [10**9, 1])
+def test_a_session_that_is_asked_outlives_one_that_began_after_it(sessions: Sessions, clock: Clock, last: int) -> None:
+    for key in "ab":
+        take(sessions, Source(last), key)
+        take(sessions, Source(), key, after=1)
+    clock.now += 40
+    take(sessions, Source(), "a", after=1)
+    clock.now += 40
+    sessions.sweep()
+    assert refused(sessions, Source(), "b", after=1).status == 410
+    state, _, count = take(sessions, Source(), "a", after=1)
+    assert (state, count) == (("done", 1) if last == 1 else ("ready", 2))
+
+
 def test_a_generator_that_runs_is_not_idle(sessions: Sessions, clock: Clock, pool: ThreadPoolExecutor) -> None:
     gate = Gate()
     call = pool.submit(take, sessions, gate)
@@ -463,6 +477,18 @@ def test_a_generator_that_runs_is_not_idle(sessions: Sessions, clock: Clock, poo
     clock.now += 60
     sessions.sweep()
     assert gate.closed.wait(BOUND)
+
+
+def test_a_session_that_runs_keeps_no_idle_one_open(sessions: Sessions, clock: Clock, pool: ThreadPoolExecutor) -> None:
+    gate, idle = Gate(), Source()
+    call = pool.submit(take, sessions, gate, "running")
+    assert gate.entered.acquire(timeout=BOUND)
+    take(sessions, idle, "idle")
+    clock.now += 60
+    sessions.sweep()
+    assert idle.closed.acquire(timeout=BOUND)
+    gate.opened.release()
+    assert call.result(BOUND) == ("ready", [1], 1)
 
 
 def test_an_ended_session_is_forgotten_too(sessions: Sessions, clock: Clock) -> None:

@@ -333,7 +333,7 @@ def test_a_view_class_that_keeps_no_request_is_told(serve: Callable[..., TestApp
         ("key=%ff", "key"),
         *(
             (f"key=K&after={text}", "after")
-            for text in ["", "x", "-1", "1.5", "+1", "1_0", "%D9%A3", "%EF%BC%91", "9" * 30]
+            for text in ["", "x", "-1", "1.5", "+1", "1_0", "%D9%A3", "%EF%BC%91", str(2**53), "9" * 30]
         ),
         *((f"key=K&max={text}", "max") for text in ["", "x", "-1", "0", "2.0", "1001", "9" * 5000]),
     ],
@@ -352,6 +352,10 @@ def test_after_beyond_the_count_is_400_and_says_the_count(app: TestApp) -> None:
     app.get("/numbers?key=K")
     answer = app.get("/numbers?key=K&after=2", status=400).json
     assert (answer["parameter"], answer["count"], answer["key"]) == ("after", 1, "K")
+
+
+def test_after_may_be_any_whole_number_that_json_keeps_exact(app: TestApp) -> None:
+    assert app.get(f"/numbers?key=K&after={2**53 - 1}", status=410).json["parameter"] == "after"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "OPTIONS"])
