@@ -7,11 +7,17 @@ import json
 import logging
 import os
 import re
+import resource
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +26,7 @@ import pytest
 from waitress import wasyncore
 
 from pushdemo import sending
+from pushdemo import server as server_module
 from pushdemo.server import ParkingChannel, ParkingTask, Server
 from pushdemo.subscriptions import LongPoll, Pace, Subscription
 from pushdemo.topics import Topic
@@ -664,6 +671,197 @@ def test_an_error_in_the_loop_is_logged_and_the_server_goes_on(
     wait_until(lambda: "ZeroDivisionError" in caplog.text)
     with room.client() as client:
         assert client.get("/page").response()[2] == b"the page"
+
+
+def test_a_middleware_that_forgets_to_close_what_it_iterates_costs_no_place(room: Newsroom) -> None:
+    def forgetful(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        yield from room.app(environ, start_response)
+
+    with serving(forgetful, threads=2) as server:
+        for _ in range(3):  # each holds the only thread that a stream may, and gives it back
+            with Client(port_of(server)) as poll, Client(port_of(server)) as stream:
+                poll.get(f"/push/news?transport=longpoll&last_event_id={room.last()}")
+                wait_until(lambda: room.news.clients == 1)
+                room.news.publish("a")
+                poll.head()
+                assert messages(poll.chunk()) == ["a"]
+                stream.get(f"/push/news?transport=sse&last_event_id={room.last()}").head()
+                assert stream.chunk() == b": stream\n\n"
+                stream.sock.close()
+            # A thread that iterates sees who has left when it writes.
+            wait_until(lambda: room.news.publish("b") and room.held == (0, 0))
+
+
+def test_what_a_loop_is_given_to_do_at_once_is_done_at_once(room: Newsroom) -> None:
+    """However much it is: what is left of it does not wait for the loop's next turn by its timeout."""
+    done, over = [0], threading.Event()
+
+    def count() -> None:
+        done[0] += 1
+        if done[0] == 2_500:
+            over.set()
+
+    with serving(room.app, asyncore_loop_timeout=1_000) as server:
+        server.call_soon(lambda: [server.call_soon(count) for _ in range(2_500)] and None)
+        assert over.wait(PATIENCE)
+
+
+def test_without_a_file_left_connections_wait_and_are_served_when_there_is_one(
+    room: Newsroom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_PAUSE", 0.1)
+    with room.client() as held, socket.socket() as late:
+        assert held.get("/page").response()[0] == 200
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as lowest:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
+        try:
+            late.settimeout(PATIENCE)
+            late.connect(("127.0.0.1", room.port))
+            wait_until(lambda: "connections wait until others have gone" in caplog.text)
+            assert held.get("/page").response()[2] == b"the page"
+            wait_until(lambda: len(caplog.records) >= 2)  # it tries again, now and then
+            assert len(caplog.records) < 20
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        client = Client.__new__(Client)
+        client.sock, client.buffer = late, b""
+        assert client.get("/page").response()[2] == b"the page"
+
+
+@pytest.mark.filterwarnings("ignore:send_bytes")
+def test_the_files_behind_waitresss_buffers_are_closed(room: Newsroom) -> None:
+    """Those of a response under way when the stream behind it leaves waitress, and of connections at the stop."""
+    files = len(os.listdir("/proc/self/fd"))
+    with (
+        newsroom_on(outbuf_overflow=1_000, inbuf_overflow=1_000) as other,
+        small_reader(other) as stream,
+        small_reader(other) as page,
+    ):
+        stream.sock.sendall(requests("/page?size=3000000", "/push/news?transport=sse"))
+        wait_until(lambda: other.news.clients)
+        page.sock.sendall(requests("/page?size=3000000", "/page?size=3000000"))
+        assert page.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        other.server.stop()
+        wait_until(lambda: not other.news.clients)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= files)
+    gc.collect()  # a file left to the collector is a warning here, which is an error
+
+
+def test_a_request_is_let_go_of_when_it_is_over() -> None:
+    """And not by a garbage collection some time later: what the application hangs on its environ may be big."""
+
+    class Big:
+        pass
+
+    kept: list[weakref.ref[Big]] = []
+    topic = Topic("news", content_type="text/plain")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        environ["big"] = big = Big()
+        kept.append(weakref.ref(big))
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        if environ["PATH_INFO"] == "/page":
+            return [b"the page"]
+        return environ["pushdemo.park"](Subscription(topic, sse, Pace()))
+
+    gc.disable()
+    try:
+        with serving(app) as server, Client(port_of(server)) as page, Client(port_of(server)) as stream:
+            for _ in range(2):
+                assert page.get("/page").until(b"the page")
+            stream.get("/stream").head()
+            wait_until(lambda: len(kept) == 3 and not any(ref() for ref in kept), what="the end of the requests")
+    finally:
+        gc.enable()
+
+
+# -- the process
+
+
+def test_the_handlers_of_signals_are_the_servers_while_it_runs_and_what_they_were_afterwards() -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        server = Server(newsroom.main(), listen="127.0.0.1:0")
+        during: list[Any] = []
+
+        def note(during: list[Any] = during, number: int = number) -> None:
+            during.extend(signal.getsignal(number) for number in numbers)
+            os.kill(os.getpid(), number)
+
+        server.call_soon(note)
+        server.run()
+        assert all(handler not in before for handler in during)
+        assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_stop_does_not_wait_for_a_view_that_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    came, goes_on = threading.Semaphore(0), threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        came.release()
+        goes_on.wait(PATIENCE)
+        start_response("200 OK", [])
+        return [b"late"]
+
+    with ExitStack() as stack:
+        stack.callback(goes_on.set)
+        with serving(slow, threads=1) as server:
+            clients = [stack.enter_context(Client(port_of(server))).get("/") for _ in range(2)]
+            assert came.acquire(timeout=PATIENCE)
+            start = time.monotonic()
+        assert 0.5 < time.monotonic() - start < 5.0
+        for client in clients:
+            with suppress(ConnectionResetError):
+                assert client.rest() == b""
+    assert not came.acquire(blocking=False), "the second one was cancelled"
+
+
+def test_who_comes_during_the_stop_is_refused_at_once() -> None:
+    """And goes to another node, instead of waiting for one that is about to end."""
+    refused: list[bool] = []
+    with newsroom_on() as room, room.client() as client:
+        room.stream(client)
+        stop, port = room.server.hub.stop, room.port
+
+        def stop_hub() -> None:
+            with socket.socket() as late:
+                refused.append(late.connect_ex(("127.0.0.1", port)) != 0)
+            stop()
+
+        room.server.hub.stop = stop_hub  # type: ignore[method-assign]
+        room.server.stop()
+        client.rest()
+    assert refused == [True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"listen": "127.0.0.1:0"}, r"Serving on http://127\.0\.0\.1:\d+"),
+        ({"listen": "[::1]:0"}, r"Serving on http://\[::1\]:\d+"),
+        ({"unix_socket": "socket"}, r"Serving on .*/socket"),
+    ],
+    ids=["ipv4", "ipv6", "unix"],
+)
+def test_main_says_where_it_serves_and_opens_as_many_files_as_it_may(
+    tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    if "unix_socket" in settings:
+        settings = {"unix_socket": str(tmp_path / settings["unix_socket"])}
+    code = (
+        "import logging, os, resource, signal, threading; logging.basicConfig(level='INFO', format='%(message)s')\n"
+        "import pushdemo.server as it\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))\n"
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        f"assert it.main(lambda *_: [], {{}}, **{settings!r}) == 0\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert run.returncode == 0, run.stderr
+    assert re.fullmatch(said, run.stderr.splitlines()[-1])
 
 
 # -- the end
