@@ -58,7 +58,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["pushdemo-check = pushdemo.check:main"],
-        "paste.app_factory": ["main = pushdemo:main"],
+        "paste.app_factory": ["main = pushdemo.demo:main"],
         "paste.server_runner": ["main = pushdemo.server:main"],
     },
 )

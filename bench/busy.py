@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 from tables import markdown
 
-from pushdemo.sending import Sender, Sockets, send_each
+from pushdemo.delivery.sending import Sender, Sockets, send_each
 
 DATA = b"x" * 145  # bytes, as an event of 100 has on the wire
 PAUSE = 0.05  # seconds between two messages

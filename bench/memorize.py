@@ -33,7 +33,7 @@ import cachetools
 import cachetools.func
 from dogpile.cache import make_region
 
-from pushdemo.cache import memorize
+from pushdemo.cache.memorize import memorize
 
 Function = Callable[..., Any]
 Decorate = Callable[[Function, float], Function]

@@ -1,8 +1,9 @@
 """waitress, with responses that wait without a thread. The only module that knows waitress.
 
 An application that finds `pushdemo.park` in its environ may return `environ["pushdemo.park"](client)` as its body, as
-it may with `wsgi.file_wrapper`: a stream or a long poll of subscriptions.py. Where nothing has wrapped it on the way
-out, the worker thread leaves the request unfinished and the socket goes to the hub; else it is iterated in the thread.
+it may with `wsgi.file_wrapper`: a stream or a long poll of delivery/subscription.py. Where nothing has wrapped it on
+the way out, the worker thread leaves the request unfinished and the socket goes to the hub; else it is iterated in the
+thread.
 
 Which thread runs what: `ParkingTask` and `Offer` a waitress worker; `_hand_over` and `_take_back` waitress's loop,
 since only it may change its socket map; `PolledChannel.response`, `done`, `gone` the hub's. A channel is one thread's
@@ -33,9 +34,9 @@ from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 
-from pushdemo.hub import Hub
-from pushdemo.pulls import Pulled
-from pushdemo.subscriptions import LongPoll, Subscription, retry_hint
+from pushdemo.delivery.hub import Hub
+from pushdemo.delivery.pull import Pulled
+from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint
 
 log = logging.getLogger("pushdemo")
 

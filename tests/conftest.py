@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.support import note_threads
 
-collect_ignore = [] if sys.platform == "linux" else ["test_ring.py"]
+collect_ignore = [] if sys.platform == "linux" else ["delivery/test_io_uring.py"]
 
 
 settings.register_profile("daily", max_examples=30)

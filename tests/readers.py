@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pyramid.config import Configurator
 
-from pushdemo.catalogue import Topics
 from pushdemo.server import Server
+from pushdemo.topics.catalog import Topics
 from tests.support import PATIENCE, Client, port_of, serving
 
 STREAMS = ("multipart", "sse", "jsonlines")

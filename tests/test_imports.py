@@ -1,13 +1,14 @@
-"""Who may import whom: down the list demo application -> adapters -> core, and one third party an adapter."""
+"""Who may import whom: each folder of the package names the folders and the third parties that it may import."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,23 +16,29 @@ from tests.support import ROOT
 
 PACKAGE = "pushdemo"
 
-# The one third party that each adapter knows. What is not an adapter or of the demo is core.
-ADAPTERS = {
-    "addon": {"pyramid"},
-    "itemstream": {"pyramid"},
-    "responses": {"pyramid"},
-    "server": {"waitress"},
-    "settings": set(),
-    "yielding": set(),
+
+class Rule(NamedTuple):
+    """What the modules of one folder, or one module of the package's own, may import."""
+
+    rooms: set[str]
+    third_parties: Collection[str] = ()
+
+
+# From the bottom to the top: a room imports only what stands above its line here.
+RULES = {
+    "forking": Rule(set()),
+    "topics": Rule({"transports"}),
+    "transports": Rule({"topics"}),
+    "delivery": Rule({"topics", "transports"}),
+    "cache": Rule(set(), {"cachetools"}),
+    "redis": Rule({"topics", "cache"}, {"redis"}),
+    "web": Rule({"topics", "transports", "delivery", "cache", "redis"}, {"pyramid", "prometheus_client"}),
+    "server": Rule({"delivery"}, {"waitress"}),
+    "check": Rule({"probe"}),
+    "probe": Rule(set()),
+    "": Rule({"topics", "cache", "web"}),
+    "demo": Rule({"topics", "cache", "web"}, {"pyramid", "psutil", "pygal", "prometheus_client"}),
 }
-ADAPTERS |= {path.stem: {"redis"} for path in (ROOT / PACKAGE).glob("redis_*.py")}
-DEMO = {
-    "": {"pyramid"},
-    "routes": {"pyramid"},
-    "sources": {"psutil", "pygal"},
-    "views": {"prometheus_client", "pyramid"},
-}
-CORE = {"cachetools"}
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -59,10 +66,6 @@ def room(module: str) -> str:
     return module.removeprefix(PACKAGE).removeprefix(".").partition(".")[0]
 
 
-def floor(module: str) -> int:
-    return 2 if room(module) in DEMO else 1 if room(module) in ADAPTERS else 0
-
-
 def own(module: str) -> set[str]:
     return {name for name in IMPORTS[module] if name.partition(".")[0] == PACKAGE}
 
@@ -73,33 +76,28 @@ def third_parties(module: str) -> set[str]:
 
 
 def test_the_rule_is_held_against_the_whole_package() -> None:
-    assert {"pushdemo", "pushdemo.server", "pushdemo.topics", "pushdemo.transports.sse"} <= FILES.keys()
-    assert "pushdemo.messages" in own("pushdemo.transports.sse")
+    assert {room(module) for module in FILES} == RULES.keys()
+    assert "pushdemo.topics.message" in own("pushdemo.transports.sse")
     assert third_parties("pushdemo.server") == {"waitress"}
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_each_module_knows_only_its_own_third_party(module: str) -> None:
-    allowed = DEMO.get(room(module), ADAPTERS.get(room(module), CORE))
-    assert third_parties(module) <= allowed, f"{module} may import {', '.join(allowed) or 'no third party'}"
+def test_each_module_knows_only_the_third_parties_of_its_folder(module: str) -> None:
+    allowed = RULES[room(module)].third_parties
+    assert third_parties(module) <= set(allowed), f"{module} may import {', '.join(allowed) or 'no third party'}"
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_imports_point_down(module: str) -> None:
-    upwards = {name for name in own(module) if floor(name) > floor(module)}
-    assert not upwards, f"{module} imports what stands on it"
+def test_each_module_imports_only_the_folders_below_it(module: str) -> None:
+    allowed = RULES[room(module)].rooms | {room(module), "forking"}
+    assert {room(name) for name in own(module)} <= allowed
 
 
 def test_there_is_no_circle() -> None:
     TopologicalSorter({module: own(module) for module in FILES}).prepare()
 
 
-def test_server_and_responses_meet_at_the_environ_alone() -> None:
-    assert "pushdemo.responses" not in own("pushdemo.server")
-    assert "pushdemo.server" not in own("pushdemo.responses")
-
-
 def test_only_what_is_configured_is_imported() -> None:
-    script = "import sys, pushdemo; pushdemo.main(); print(*{'redis', 'waitress'} & sys.modules.keys())"
+    script = "import sys, pushdemo.demo; pushdemo.demo.main(); print(*{'redis', 'waitress'} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == []

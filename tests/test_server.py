@@ -25,11 +25,11 @@ from typing import Any
 import pytest
 from waitress import wasyncore
 
-from pushdemo import sending
 from pushdemo import server as server_module
+from pushdemo.delivery import sending
+from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.server import ParkingChannel, ParkingTask, Server
-from pushdemo.subscriptions import LongPoll, Pace, Subscription
-from pushdemo.topics import Topic
+from pushdemo.topics.topic import Topic
 from pushdemo.transports import sse
 from tests.fixtureapps import newsroom
 from tests.support import PATIENCE, Client, port_of, serving, wait_until

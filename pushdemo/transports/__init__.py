@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from pushdemo.messages import Message
+from pushdemo.topics.message import Message
 from pushdemo.transports import jsonlines, longpoll, multipart, sse
 
 Notice = Literal["heartbeat", "reset", "failing", "end"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pushdemo.transports.texts import is_text, json_object
 
 if TYPE_CHECKING:
-    from pushdemo.messages import Message
+    from pushdemo.topics.message import Message
 
 name = "jsonlines"
 media_types = ("application/x-ndjson", "application/jsonl")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pushdemo.transports.texts import is_text, json_object
 
 if TYPE_CHECKING:
-    from pushdemo.messages import Message
+    from pushdemo.topics.message import Message
 
 name = "longpoll"
 media_types = ("application/json",)

@@ -11,12 +11,12 @@ import secrets
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pushdemo.messages import Message
+    from pushdemo.topics.message import Message
 
 name = "multipart"
 media_types = ("multipart/x-mixed-replace",)
 
-# Unguessable, so that no message holds it by chance or by foresight; content.py sees to it that none repeats it.
+# Unguessable, so that no message holds it by chance or by foresight; topics/content.py sees to it that none repeats it.
 BOUNDARY = secrets.token_hex(16)
 response_type = f"multipart/x-mixed-replace;boundary={BOUNDARY}"
 

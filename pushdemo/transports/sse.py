@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pushdemo.transports.texts import is_text
 
 if TYPE_CHECKING:
-    from pushdemo.messages import Message
+    from pushdemo.topics.message import Message
 
 name = "sse"
 media_types = ("text/event-stream",)

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pushdemo.messages import Message
+    from pushdemo.topics.message import Message
 
 _TEXT = re.compile(r"text/|application/(?:xml|json|javascript)\b|(?!image/)[^/]+/[^;]+\+(?:xml|json)\b", re.IGNORECASE)
 _JSON = re.compile(r"[^/]+/(?:[^;]+\+)?json\b", re.IGNORECASE)

@@ -26,7 +26,7 @@ def main(global_config: dict[str, str] | None = None, **settings: Any) -> Router
     with Configurator(settings=settings) as config:
         config.include("pushdemo")
         config.include("pyramid_jinja2")
-        config.include("pushdemo.routes")
-        config.scan("pushdemo.views")
+        config.include("pushdemo.demo.routes")
+        config.scan("pushdemo.demo.views")
         config.add_topic("server", hostile)
         return config.make_wsgi_app()

@@ -1,0 +1,1 @@
+"""memorize: a value is computed once for everyone. Knows cachetools alone."""

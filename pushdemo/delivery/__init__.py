@@ -1,0 +1,1 @@
+"""What holds clients and writes to them: subscriptions, the hub and its thread. No framework."""

@@ -1,0 +1,156 @@
+"""The same bytes to many sockets: the loop that everything costs. Knows sockets only. The hub's thread runs it.
+
+Where the kernel has io_uring and allows it, hundreds of sends share a system call (delivery/io_uring.py), which costs
+less than a loop of `send` in C does (bench/README.md), and other threads run meanwhile. Else `map` calls `send`:
+
+`socket.send` lets go of the interpreter's lock for its system call. Another thread that computes meanwhile, a page that
+is being rendered say, may then keep the lock for its whole switch interval (5 ms) at each send: a message to 500
+clients takes ten times as long (bench/busy.py). A send to a non-blocking socket takes microseconds and waits for
+nobody. So as soon as somebody else wants the lock, it is held over each send, and others have their turn between two
+batches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import socket
+import sys
+import time
+from array import array
+from collections.abc import Callable, Collection
+from itertools import islice, repeat
+from typing import Any, TypeVar
+
+if sys.platform == "linux":
+    from pushdemo.delivery.io_uring import Ring
+
+log = logging.getLogger("pushdemo")
+
+K = TypeVar("K")
+
+FAILED = -1
+
+MANY = 64  # sockets; a ring costs more than it saves below
+
+_BATCH = 32  # sockets, a quarter of a millisecond
+
+
+def _found() -> Callable[..., int]:
+    try:
+        function: Callable[..., int] = ctypes.PyDLL(None).send
+    except (AttributeError, OSError, TypeError):  # Windows has it elsewhere, and for sockets that are no files
+        return lambda *_: FAILED
+    return function
+
+
+_holding = _found()  # the C library's: (descriptor, bytes, size, flags) -> bytes taken, or -1; with the lock held
+_letting_go: Callable[[socket.socket, bytes], int] = socket.socket.send
+
+
+def send(sock: socket.socket, data: bytes) -> int:
+    """As `sock.send(data)`, of a non-blocking socket, with the interpreter's lock held."""
+    sent = _holding(sock.fileno(), data, ctypes.c_size_t(len(data)), 0)
+    return sock.send(data) if sent == FAILED else sent  # which raises what is the matter
+
+
+def offer(sock: socket.socket, data: bytes | memoryview) -> int:
+    """How many bytes of `data` a non-blocking socket takes, none where it is full; FAILED where its client is gone."""
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return FAILED
+
+
+class Sockets(dict[K, socket.socket]):
+    """Those that are sent the same bytes, by whatever they are of: added with [], removed with `del` or `pop`.
+
+    Their descriptors are in one piece of memory: to look into thousands of objects for each message takes longer than
+    all else that is done here. A socket must be removed before it is closed, for its number is soon another's.
+    """
+
+    _descriptors: array[int] | None = None
+
+    def __setitem__(self, key: K, sock: socket.socket) -> None:
+        self._descriptors = None
+        super().__setitem__(key, sock)
+
+    def __delitem__(self, key: K) -> None:
+        self._descriptors = None
+        super().__delitem__(key)
+
+    def pop(self, key: K, default: Any = None) -> Any:
+        """As a dictionary's."""
+        self._descriptors = None
+        return super().pop(key, default)
+
+    @property
+    def descriptors(self) -> array[int]:
+        """In the order of the sockets."""
+        if self._descriptors is None:
+            self._descriptors = array("i", map(socket.socket.fileno, self.values()))
+        return self._descriptors
+
+
+class Sender:
+    """Sends the same bytes to many sockets, for one thread, with a ring if it may and can. Close it."""
+
+    def __init__(self, io_uring: bool = True) -> None:
+        self._ring = _opened() if io_uring else None
+
+    def send_each(self, sockets: Sockets[Any], data: bytes) -> list[int]:
+        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED.
+
+        After an error nobody knows who has taken what.
+        """
+        if not self._ring or len(sockets) < MANY:
+            return send_each(sockets.values(), data)
+        try:
+            return self._ring.send_each(sockets.descriptors, data)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the ring up."""
+        if self._ring:
+            self._ring.close()
+            self._ring = None
+
+
+def _opened() -> Ring | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        return Ring()
+    except (AttributeError, OSError, ValueError) as error:  # the C library has no syscall(2), or the kernel no io_uring
+        log.info("there is no io_uring here (%s): each send is a system call of its own", error)
+        return None
+
+
+def send_each(sockets: Collection[socket.socket], data: bytes) -> list[int]:
+    """As a `Sender`'s, one system call for each.
+
+    No Python runs for a single socket: `map` calls one C function for each of a batch, so that a client costs little
+    more than its system call.
+    """
+    sent: list[int] = []
+    left = iter(sockets)
+    size = ctypes.c_size_t(len(data))
+    most = sys.getswitchinterval() / 2
+    contended, batch = False, 1  # the first one tells
+    while len(sent) < len(sockets):
+        some = islice(left, batch)
+        began = time.perf_counter()
+        try:
+            if contended:
+                sent.extend(map(_holding, map(socket.socket.fileno, some), repeat(data), repeat(size), repeat(0)))
+            else:
+                sent.extend(map(_letting_go, some, repeat(data)))
+        except OSError:
+            sent.append(FAILED)  # behind those before it; what is left of the batch is still `left`
+        contended = contended or time.perf_counter() - began > most
+        batch = _BATCH
+    return sent

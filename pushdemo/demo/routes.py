@@ -1,0 +1,101 @@
+"""The demo application's addresses, topics and pages. Runs while the application is configured."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from pyramid.config import Configurator
+from pyramid.events import ApplicationCreated, BeforeRender
+from pyramid.httpexceptions import HTTPMethodNotAllowed
+from pyramid.interfaces import ISecurityPolicy
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pushdemo.demo.sources import chart, load
+from pushdemo.demo.sources.clock import data_stream
+from pushdemo.demo.views import status
+from pushdemo.web import status as own
+from pushdemo.web.prometheus import prometheus_registry
+from pushdemo.web.settings import Settings, SettingsError
+
+# Route, title and a sentence for those who look for it: the front door and the navigation show them in this order.
+PAGES = (
+    ("home", "Messages", "What the server knows, as it learns it."),
+    ("load", "Load", "What this machine is doing, as a picture that moves without a script."),
+    ("primes", "Primes", "A generator of your own, one prime a request, for as long as you like."),
+    ("document", "Document", "A long text that appears line by line while the server still reads it."),
+    ("job", "Job", "Real work that reports its progress, and that you can leave, come back to, and cancel."),
+    ("status", "Status", "Who listens by which transport, how far the slowest is behind, and what the caches do."),
+)
+
+
+def includeme(config: Configurator) -> None:
+    """Routes, static files and topics of the demo."""
+    config.add_static_view("static", "pushdemo:static", cache_max_age=60)
+    config.add_static_view("demo", "pushdemo.demo:static", cache_max_age=60)
+    config.add_topic("server", data_stream)
+    config.add_route("home", "/")
+    config.add_route("server", "/server/index")
+    _add_load(config)
+    config.add_route("primes", "/primes")
+    config.add_route("prime", "/prime")
+    config.add_route("document", "/document")
+    config.add_route("lines", "/document/lines")
+    config.add_route("job", "/job")
+    config.add_route("run", "/job/run")
+    config.add_route("live", "/health/live")
+    config.add_route("ready", "/health/ready")
+    _add_status(config)
+    config.add_subscriber(_add_pages, BeforeRender)
+    for name in [*(route for route, _, _ in PAGES), "live", "ready", "metrics"]:
+        config.add_view(_method_not_allowed, route_name=name)  # where no view takes the method
+
+
+def _add_load(config: Configurator) -> None:
+    machine = load.Load()
+    config.add_topic("load", machine.line, interval=load.INTERVAL, shared=False)
+    for name, width in (("load.chart", chart.WIDE), ("load.chart.narrow", chart.NARROW)):
+        pictures = partial(chart.pictures, machine, width)
+        config.add_topic(name, pictures, interval=0, content_type=chart.SVG, shared=False)  # at its own pace
+    config.add_route("load", "/load")
+    config.add_route("load_figures", "/load/index")
+    config.add_route("load_chart", "/load/chart")
+
+
+def _add_status(config: Configurator) -> None:
+    """What an operator looks at. Its figures must not keep the registry, whose end is the application's."""
+    registry = config.registry
+    parts = (registry[f"pushdemo.{part}"] for part in ("backend", "topics", "clients", "generators", "caches"))
+    report = registry["pushdemo.status"] = own.Status(*parts)
+    registry["pushdemo.prometheus"] = prometheus_registry(report)
+    config.add_topic("status", report.report, interval=own.INTERVAL, content_type="application/json", shared=False)
+    settings: Settings = registry["pushdemo.settings"]
+    guard = {"permission": settings.status_permission} if settings.status_permission else {}
+    if guard:
+        config.add_subscriber(_check_policy, ApplicationCreated)
+    for name, path in (("status", "/status"), ("status_stream", "/status/stream"), ("metrics", "/metrics")):
+        config.add_route(name, path)
+    page: dict[str, Any] = {"route_name": "status", "request_method": "GET", **guard}
+    config.add_view(status.status_page, renderer="pushdemo.demo:templates/status.jinja2", accept="text/html", **page)
+    config.add_view(status.status_json, renderer="json", accept="application/json", **page)
+    config.add_view(status.status_stream, route_name="status_stream", **guard)
+    config.add_view(status.metrics, route_name="metrics", request_method="GET", **guard)
+
+
+def _check_policy(event: ApplicationCreated) -> None:
+    registry = event.app.registry
+    if registry.queryUtility(ISecurityPolicy) is None:
+        name = registry["pushdemo.settings"].status_permission
+        raise SettingsError(
+            f"pushdemo.status_permission = {name}: the application has no security policy that could grant it, so "
+            "everyone would be let in; include one (pyramid.includes in the ini), or leave the setting empty"
+        )
+
+
+def _add_pages(event: BeforeRender) -> None:
+    event["pages"] = PAGES
+
+
+def _method_not_allowed(request: Request) -> Response:
+    raise HTTPMethodNotAllowed(f"{request.method} is not for a page", headers={"Allow": "GET, HEAD"})

@@ -1,0 +1,1 @@
+"""The views of the demo application; `config.scan("pushdemo.demo.views")` finds them."""

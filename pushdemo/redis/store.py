@@ -1,0 +1,228 @@
+"""Memorized values at Redis, shared by all nodes, with a copy of what this process uses in front of them.
+
+A function has three keys: a hash of its values, a sorted set that says until when each is of use, and a hash of the
+claims on those that are being computed. Each value there is under a digest of its call's key. While Redis cannot be
+reached, the process is on its own, as it is without one. Run by: any thread; the claims that this process has are
+renewed in the thread of the renewals (redis/leases.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from pushdemo.cache.keys import Key
+from pushdemo.cache.store import CachetoolsStore, Entry, Timer
+from pushdemo.redis.connection import Link, RedisUnavailableError
+from pushdemo.redis.leases import LEASE_TIME, Renewals
+from pushdemo.redis.store_scripts import CLAIM, COUNT, DELETE, GET, SETTLE
+from pushdemo.redis.values import decoded, digest, encoded
+
+SHORTEST, LONGEST = 0.005, 0.1  # seconds between two looks whether someone else's claim has ended
+_EVER = 10 * 365 * 24 * 3600.0  # seconds: for values that are used for ever
+
+
+class Claim:
+    """The right to compute one value, which this process renews until it settles. `turn` is that in this process."""
+
+    def __init__(self, name: str, turn: object, renew: Callable[[Claim], None]) -> None:
+        self.name = name
+        self.turn = turn
+        self.token = secrets.token_hex(16)
+        self._renew = renew
+
+    def beat(self) -> None:
+        """Renew it. Raises RedisUnavailableError."""
+        self._renew(self)
+
+
+class RedisStore:
+    """See Store. `may_pickle`: values that JSON cannot carry are pickled, and pickles are loaded."""
+
+    def __init__(
+        self, link: Link, renewals: Renewals, name: str, maxsize: int, timer: Timer, *, may_pickle: bool = False
+    ) -> None:
+        self.name = name
+        self._timer = timer
+        self._maxsize = maxsize
+        self._may_pickle = may_pickle
+        self._renewals = renewals
+        self._keys = [link.key("cache", name, part) for part in ("values", "times", "claims")]
+        self._deletions_key = link.key("deletions")
+        self._channel = link.channel
+        self._get = link.script(GET)
+        self._claim = link.script(CLAIM)
+        self._settle = link.script(SETTLE)
+        self._delete = link.script(DELETE)
+        self._count = link.script(COUNT)
+        # Owns the rest. Re-entrant, as what a value's destructor does may come back here.
+        self._lock = threading.RLock()
+        self._copies = CachetoolsStore(name, maxsize, timer)
+        self._turns = CachetoolsStore(name, maxsize, timer)  # for claims alone: whose turn it is in this process
+        self._named: dict[str, Key] = {}  # by digest, the keys that may be among the copies
+        self._deletions = 0
+
+    @property
+    def near(self) -> Mapping[Key, Entry]:
+        """See Store."""
+        return self._copies.near
+
+    def get(self, key: Key) -> Entry | None:
+        """See Store. While Redis cannot be reached, the copy."""
+        name, deletions = digest(key), self._deletions
+        if name is None:
+            return self._copies.get(key)
+        try:
+            now, found = self._get(self._keys, [self._ahead(), name])
+        except RedisUnavailableError:
+            return self._copies.get(key)
+        entry = self._entry(int(now), found) if found else None
+        with self._lock:
+            if entry is None:
+                self._copies.delete(key)
+            elif deletions == self._deletions:
+                self._copy(key, name, entry)
+        return entry
+
+    def claim(self, key: Key, timeout: float) -> object | None:
+        """See Store. While Redis cannot be reached, a claim is this process's own."""
+        until = time.monotonic() + timeout
+        turn = self._turns.claim(key, timeout)
+        name = digest(key)
+        if turn is None or name is None:
+            return turn
+        claim = Claim(name, turn, self._renew)
+        pause = SHORTEST
+        try:
+            while not self._held(claim, "claim"):
+                left = until - time.monotonic()
+                if left <= 0:
+                    self._turns.settle(key, turn, None)
+                    return None
+                threading.Event().wait(min(pause, left))
+                pause = min(2 * pause, LONGEST)
+        except RedisUnavailableError:
+            return turn
+        self._renewals.add(claim.beat, at_once=False)
+        return claim
+
+    def settle(self, key: Key, claim: object, entry: Entry | None) -> bool:
+        """See Store."""
+        if not isinstance(claim, Claim):
+            return self._end_turn(key, claim, entry)
+        self._renewals.discard(claim.beat)
+        deletions = self._deletions
+        try:
+            value = encoded(self.name, entry.value, may_pickle=self._may_pickle) if entry else b""
+        except BaseException:
+            self._settled(claim, None, b"")
+            self._end_turn(key, claim.turn, None)
+            raise
+        if not self._settled(claim, entry, value):
+            self._end_turn(key, claim.turn, None)
+            return False
+        with self._lock:
+            # Another node may have deleted it again before it is here: then no copy, and the next call asks Redis.
+            return self._end_turn(key, claim.turn, entry if deletions == self._deletions else None, claim.name)
+
+    def delete(self, key: Key) -> None:
+        """See Store. Raises RedisUnavailableError where others cannot be told; the copy is gone all the same."""
+        name = digest(key)
+        try:
+            if name is not None:
+                self._delete_for_all(name)
+        finally:
+            with self._lock:
+                self._deletions += 1
+                self._turns.delete(key)
+                self._copies.delete(key)
+
+    def clear(self) -> None:
+        """See Store. Raises as `delete` does."""
+        try:
+            self._delete_for_all("")
+        finally:
+            with self._lock:
+                self._turns.clear()
+                self.forget("")
+
+    def forget(self, name: str) -> None:
+        """Another node has deleted the value with this digest, or with '' all: the copy goes too."""
+        with self._lock:
+            self._deletions += 1
+            if not name:
+                self._copies.clear()
+                self._named.clear()
+            elif (key := self._named.pop(name, None)) is not None:
+                self._copies.delete(key)
+
+    def __len__(self) -> int:
+        """The number of values at Redis that are of use; of the copies while it cannot be reached."""
+        copies = len(self._copies)  # which drops those that are of no more use
+        try:
+            return int(self._count(self._keys, [self._ahead()]))
+        except RedisUnavailableError:
+            return copies
+
+    # -- the copies
+
+    def _copy(self, key: Key, name: str | None, entry: Entry) -> None:
+        """Put a copy; under the lock."""
+        turn = self._copies.claim(key, 0)
+        self._copies.settle(key, turn, entry)
+        if name is not None:
+            self._named[name] = key
+            if len(self._named) > 2 * self._maxsize:
+                near = self._copies.near
+                self._named = {each: key for each, key in self._named.items() if key in near}
+
+    def _end_turn(self, key: Key, turn: object, entry: Entry | None, name: str | None = None) -> bool:
+        with self._lock:
+            if not self._turns.settle(key, turn, None):
+                return False
+            if entry is not None:
+                self._copy(key, name, entry)
+            return True
+
+    # -- Redis
+
+    def _ahead(self) -> int:
+        """Milliseconds that the application's clock is ahead of the machine's."""
+        return round((self._timer() - time.monotonic()) * 1000)
+
+    def _held(self, claim: Claim, how: str) -> bool:
+        lease = round(LEASE_TIME * 1000)
+        return bool(self._claim(self._keys, [self._ahead(), claim.name, claim.token, lease, how]))
+
+    def _renew(self, claim: Claim) -> None:
+        if not self._held(claim, "renew"):
+            self._renewals.discard(claim.beat)
+
+    def _settled(self, claim: Claim, entry: Entry | None, value: bytes) -> bool:
+        """Whether the claim was still this process's; True where Redis cannot be reached, and knows of nothing else."""
+        kept, ago, times = 0, 0, ""
+        if entry:
+            made = entry.made
+            spans = [entry.fresh_until - made, entry.stale_until - made, entry.error_until - made]
+            fresh, stale, error = (round(min(span, _EVER) * 1000) for span in spans)
+            kept, ago, times = max(stale, error), round((self._timer() - made) * 1000), f"{fresh} {stale} {error}"
+        args: list[str | bytes | int] = [self._ahead(), claim.name, claim.token, kept, ago, times, self._maxsize, value]
+        try:
+            return bool(self._settle(self._keys, args))
+        except RedisUnavailableError:
+            return True
+
+    def _delete_for_all(self, name: str) -> None:
+        self._delete([*self._keys, self._deletions_key], [name, self.name, self._channel, secrets.token_hex(8)])
+
+    def _entry(self, now: int, found: bytes) -> Entry | None:
+        """The entry that is kept as `found`; None for one that this function does not read."""
+        made, times, value = found.split(b"\n", 2)
+        fresh, stale, error = (int(span) / 1000 for span in times.split())
+        try:
+            decode = decoded(value, may_pickle=self._may_pickle)
+        except ValueError:
+            return None
+        return Entry(decode, self._timer() - (now - int(made)) / 1000, fresh, stale - fresh, error - fresh)

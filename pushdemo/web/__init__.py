@@ -1,0 +1,1 @@
+"""What `config.include("pushdemo")` adds to a Pyramid application."""

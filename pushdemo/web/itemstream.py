@@ -1,0 +1,174 @@
+"""A generator's items as a stream: `json_yield`'s second way to answer.
+
+The items are pulled, one when the client has taken the one before; the session behind it is the same as a poll's, so a
+client that comes back goes on where it was. Runs in one thread at a time: the request's, then whichever worker pulls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pyramid.httpexceptions import HTTPException
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pushdemo import transports
+from pushdemo.delivery.subscription import Pace, retry_hint
+from pushdemo.topics.message import Message
+from pushdemo.transports import STREAMS, Transport
+from pushdemo.web.push import HEADERS, Clients, admit, content_type, negotiate, stream
+from pushdemo.web.session import FAILED, Answer, Owner, Refused
+from pushdemo.web.sessions import Sessions, Start
+
+JSON = "application/json"
+_STREAM_TYPES = [media_type for kind in STREAMS.values() for media_type in kind.media_types]
+
+
+class ItemStream:
+    """The body: see `pushdemo.pulls.Pulled`.
+
+    `after` is the number of items that the client has. The last `keep` are kept: what was on its way when a connection
+    broke may be many items, and who comes back has missed them.
+    """
+
+    __slots__ = (
+        "_accumulate",
+        "_after",
+        "_joined",
+        "_keep",
+        "_over",
+        "_owner",
+        "_release",
+        "_sessions",
+        "pace",
+        "tally",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        owner: Owner,
+        after: int,
+        accumulate: bool | int,
+        keep: int,
+        transport: Transport,
+        pace: Pace,
+        release: Callable[[], None],
+    ) -> None:
+        self.transport = transport
+        self.pace = pace
+        self.tally = pace.counters.tally("", transport.name)  # no topic has an empty name
+        self._joined = False
+        self._sessions = sessions
+        self._owner = owner
+        self._after = after
+        self._accumulate = accumulate
+        self._keep = keep
+        self._over = False  # the last bytes have been given
+        self._release: Callable[[], None] | None = release
+
+    def open(self) -> bytes:
+        """The first bytes."""
+        self._joined = True
+        self.tally.joined()
+        data = self.transport.preamble()
+        self.tally.wrote(len(data))
+        return data
+
+    def pull(self) -> bytes | None:
+        """The next item, then what ends the stream, then None."""
+        if self._over:
+            return None
+        try:
+            answer = self._sessions.take(
+                self._owner, None, after=self._after, accumulate=self._accumulate, keep=self._keep
+            )
+        except Refused as refused:
+            self._over = True  # closed meanwhile; or the client comes again and is told what is wrong by the status
+            closed = refused.status == 410 and refused.parameter is None
+            return self._end() if closed else self.transport.retry(retry_hint())
+        if answer.items:
+            return self._item(answer)
+        self._over = True
+        failing = self.transport.notice("failing") if answer.state == "error" else b""
+        return failing + self._end()
+
+    def _end(self) -> bytes:
+        # With an id: a reader that comes back by itself, and had no item, would begin a new session.
+        return self.transport.notice("end", str(self._after))
+
+    def _item(self, answer: Answer) -> bytes:
+        self._after = answer.given
+        content = answer.items[0] if self._accumulate is False else f"[{', '.join(answer.items)}]"
+        message = Message(answer.given, answer.given, str(answer.given), content.encode(), JSON)
+        data = transports.encode(self.transport, message)
+        self.tally.wrote(len(data), messages=1)
+        return data
+
+    def close(self) -> None:
+        """The client is gone; its session waits for it, as after a poll."""
+        release, self._release = self._release, None
+        if release:
+            if self._joined:
+                self.tally.left()
+            release()
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield self.open()
+            while (data := self.pull()) is not None:
+                yield data
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        self.close()  # a response that nobody iterated still holds a place
+
+
+def asked_for(request: Request) -> Transport | None:
+    """The streaming transport that a request for a generator's items asks for; None where it polls."""
+    if "transport" not in request.GET and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
+        return None  # a poll has but one form, and gives it whatever is asked for
+    with _refusals_counted(request):
+        return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))
+
+
+def respond(
+    request: Request,
+    transport: Transport,
+    sessions: Sessions,
+    owner: Owner,
+    start: Start,
+    *,
+    after: int | None,
+    accumulate: bool | int,
+) -> Response:
+    """The response that streams the items of the owner's session behind the one numbered `after`.
+
+    Raises Refused where a poll would be refused, and where there is nothing to bring but that the generator has failed;
+    HTTPServiceUnavailable when all places are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    headers = [("Content-Type", content_type(request, transport)), *HEADERS.items(), ("Vary", "Accept")]
+    answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate)
+    after = answer.given if after is None else after
+    if transport.name == "sse" and answer.state == "done" and after == answer.given:
+        return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
+    if answer.state == "error" and after == answer.given:
+        raise Refused(500, FAILED, count=answer.given)  # section 9.2.2: nor does it after this
+    with _refusals_counted(request):
+        release = admit(request)
+    keep = request.registry["pushdemo.settings"].history
+    body = ItemStream(sessions, owner, after, accumulate, keep, transport, clients.pace, release)
+    return stream(request, body, headers)
+
+
+@contextmanager
+def _refusals_counted(request: Request) -> Iterator[None]:
+    try:
+        yield
+    except HTTPException as refusal:
+        request.registry["pushdemo.clients"].counters.refused("generator", refusal.code)
+        raise

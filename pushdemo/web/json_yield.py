@@ -1,0 +1,248 @@
+"""`json_yield`: a generator view, answered one item a request.
+
+Here lives the HTTP side for Pyramid: what the query says, what the answer looks like. Which generator runs, and when it
+is closed, is decided in `generators`. Threads: the functions run in whatever thread serves the request.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, overload
+
+from pushdemo.web import itemstream
+from pushdemo.web.session import FAILED, Answer, Owner, Refused
+from pushdemo.web.sessions import Sessions, Start
+
+KEY_LIMIT = 200  # characters
+MAX_LIMIT = 1000  # items in one answer: the session holds them until the next poll
+AFTER_LIMIT = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
+PLAIN_ACCEPT = {None, "*/*", "application/json"}  # of nearly all polls; to negotiate costs half as much as to answer
+REGISTRY_KEY = "pushdemo.generators"
+CLIENTS_KEY = "pushdemo.clients"
+
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+
+GeneratorView = Callable[..., Iterable[Any]]  # a generator function, however it is annotated
+View = Callable[..., Any]
+
+
+@overload
+def json_yield(function: GeneratorView, /) -> View: ...
+
+
+@overload
+def json_yield(*, accumulate: bool | int = False) -> Callable[[GeneratorView], View]: ...
+
+
+def json_yield(
+    function: GeneratorView | None = None, /, *, accumulate: bool | int = False
+) -> View | Callable[[GeneratorView], View]:
+    """Make a generator function a Pyramid view that answers each poll with the generator's next item, as JSON.
+
+    The function is a view `(request)` or `(context, request)`, or a method of a view class whose `self.request` is the
+    request. json_yield must be innermost, below `@view_config`, and the view must be there for all methods. The
+    generator begins with the first poll of a key and keeps that poll's request and context (PEP 567).
+    `accumulate=True` answers with all items so far, `accumulate=50` with the last 50.
+
+    The query: `key` (1 to 200 characters, the client's own secret, such as a UUID) names the session; `after=n`, the
+    number of items that the client has, makes the poll idempotent; `max=m` (1 to 1000) takes up to m items at once,
+    as many as are likely to come within the ini's `pushdemo.longpoll.timeout`: no step of the generator is cut short.
+    DELETE, or POST with `close=1` for `navigator.sendBeacon`, ends the session at the generator's next `yield`; both
+    are subject to the application's own CSRF policy, and a POST from another site is refused.
+
+    A request that prefers `text/event-stream` or another streaming transport gets the items as they come, in one
+    response; the generator runs only as fast as the client reads. The id of an item is its count: who comes back says
+    it as `Last-Event-ID` or in `last_event_id`, and goes on behind it. The last `pushdemo.history` items are kept for
+    that, and only the last answer's for polls.
+
+    The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and null. All that fails
+    is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed, kept no longer or
+    in another process, 500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function
+    or no number of items, and ValueError for an `accumulate` below 1, where it decorates; RuntimeError in a request of
+    an application without the add-on.
+    """
+    if not isinstance(accumulate, int):
+        raise TypeError(f"accumulate={accumulate!r}: must be True, or a number of items, 1 or more")
+    if accumulate is not False and accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: must be True, or a number of items, 1 or more")
+    if function is None:
+        return functools.partial(_decorate, accumulate=accumulate)
+    return _decorate(function, accumulate=accumulate)
+
+
+def _decorate(function: GeneratorView, *, accumulate: bool | int) -> View:
+    if not inspect.isgeneratorfunction(function):
+        raise TypeError(_remedy(function))
+
+    @functools.wraps(function)
+    def view(*args: Any) -> Any:
+        request = _request(args)
+        start = functools.partial(function, *args)
+        try:
+            return _serve(request, ViewId(function, _object(view, args, request)), start, accumulate)
+        except Refused as refused:
+            return _refuse(request, refused)
+
+    # Pyramid looks at the parameters to decide between (request) and (context, request); it does not unwrap.
+    view.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return view
+
+
+class ViewId(NamedTuple):
+    """A decorated function, and whose method it is: of a view class, so that subclasses do not share, or an object."""
+
+    function: GeneratorView
+    of: type | int | None
+
+    def __str__(self) -> str:
+        name = f"{self.function.__module__}.{self.function.__qualname__}"
+        return f"{name} of {self.of.__qualname__}" if isinstance(self.of, type) else name
+
+
+def _object(view: View, args: tuple[Any, ...], request: Any) -> type | int | None:
+    if args[-1] is not request:
+        return type(args[0])  # of a view class, each request has an object of its own
+    if len(args) == 2 and getattr(type(args[0]), view.__name__, None) is view:
+        return id(args[0])  # a bound method that is a view, which keeps the object alive
+    return None
+
+
+def _remedy(function: Any) -> str:
+    name = getattr(function, "__qualname__", repr(function))
+    if inspect.isclass(function):
+        return f"json_yield on the class {name}: decorate the method that yields"
+    if inspect.isasyncgenfunction(function) or inspect.iscoroutinefunction(function):
+        return f"json_yield on {name}: write it as a plain generator function, def and not async def"
+    return (
+        f"json_yield on {name}, which is no generator function: its body must have a yield; "
+        "if another decorator wraps it, put json_yield below that one"
+    )
+
+
+def _request(args: tuple[Any, ...]) -> Any:
+    """The request among a view's arguments: the last of them, or the `request` of a view class's instance."""
+    if hasattr(args[-1], "environ"):
+        return args[-1]
+    try:
+        return args[0].request
+    except AttributeError:
+        message = f"json_yield needs the request as self.request, which {type(args[0]).__qualname__} does not set"
+        raise TypeError(message) from None
+
+
+def _serve(request: Any, view: ViewId, start: Start, accumulate: bool | int) -> Any:
+    sessions = _sessions(request)
+    query = _query(request)
+    owner = Owner(view, _key(query), request.authenticated_userid)
+    if request.method == "GET":
+        plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
+        transport = None if plain else itemstream.asked_for(request)
+        if transport:
+            after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
+            return itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
+        after = _number(query, "after", 0, AFTER_LIMIT)
+        most = _number(query, "max", 1, MAX_LIMIT)
+        answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate)
+        return _answer(request, answer, owner.key, as_list=most is not None or accumulate is not False)
+    if request.method == "HEAD":
+        return _respond(request, 200, "")  # it must not cost an item
+    if request.method == "DELETE" or (request.method == "POST" and query.get("close") == "1"):
+        return _close(request, sessions, owner)
+    raise Refused(405, "poll with GET; close with DELETE, or with POST and close=1")
+
+
+def _sessions(request: Any) -> Sessions:
+    sessions: Sessions | None = request.registry.get(REGISTRY_KEY)
+    if sessions is None:
+        raise RuntimeError('json_yield needs the add-on: call config.include("pushdemo") where the application is made')
+    return sessions
+
+
+def _query(request: Any) -> Any:
+    try:
+        return request.GET
+    except UnicodeDecodeError:
+        raise Refused(400, "key: the query is not percent-encoded UTF-8", parameter="key") from None
+
+
+def _key(query: Any) -> str:
+    key: str = query.get("key", "")
+    if not 1 <= len(key) <= KEY_LIMIT:
+        given = f"{len(key)} are given" if key else "none is given"
+        raise Refused(400, f"key: must be 1 to {KEY_LIMIT} characters; {given}", parameter="key")
+    return key
+
+
+def _number(query: Any, name: str, least: int, limit: int) -> int | None:
+    text: str | None = query.get(name)
+    if text is None:
+        return None
+    # int() would take signs, spaces, underscores and the digits of all scripts.
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(limit)) and least <= int(text) <= limit:
+        return int(text)
+    raise Refused(400, f"{name}={text[:40]}: must be a whole number from {least} to {limit}", parameter=name)
+
+
+def _resumed(request: Any) -> dict[str, str]:
+    """The id of the last item that a stream has brought, as the reader says it when it comes back."""
+    last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id")
+    return {"after": last_event_id} if last_event_id else {}
+
+
+def _close(request: Any, sessions: Sessions, owner: Owner) -> Any:
+    # A form of another site can make a browser send this POST with its cookies; DELETE needs a CORS preflight there.
+    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        raise Refused(403, "a page of another site must not close this session")
+    sessions.forget(owner)
+    response = _respond(request, 204, "")
+    response.content_type = None
+    return response
+
+
+def _answer(request: Any, answer: Answer, key: str, *, as_list: bool) -> Any:
+    if answer.state == "error":
+        return _respond(request, 500, _document("error", "null", answer.given, key, reason=FAILED))
+    content = "null"
+    if answer.items:
+        content = f"[{', '.join(answer.items)}]" if as_list else answer.items[0]
+    return _respond(request, 200, _document(answer.state, content, answer.given, key))
+
+
+def _refuse(request: Any, refused: Refused) -> Any:
+    if clients := request.registry.get(CLIENTS_KEY):
+        clients.counters.refused("generator", refused.status)
+    parameter = {"parameter": refused.parameter} if refused.parameter else {}
+    try:
+        key = request.GET.get("key")
+    except UnicodeDecodeError:
+        key = None
+    text = _document("error", "null", refused.count, key, reason=refused.reason, **parameter)
+    response = _respond(request, refused.status, text)
+    if refused.retry_after is not None:
+        response.headers["Retry-After"] = str(refused.retry_after)
+    if refused.status == 405:
+        response.headers["Allow"] = "GET, HEAD, DELETE, POST"
+    return response
+
+
+def _document(state: str, content: str, count: int, key: str | None, **more: str) -> str:
+    """The answer's text around `content`, which is JSON already: an item is encoded once, however often it is given."""
+    rest = "".join(f', "{name}": {json.dumps(value)}' for name, value in more.items())
+    return f'{{"state": "{state}", "content": {content}, "count": {count}, "key": {json.dumps(key)}{rest}}}'
+
+
+def _respond(request: Any, status: int, text: str) -> Any:
+    """The request's own response, with what the application has put there, and this body.
+
+    Its headers are written as a list: webob's properties would take longer than all else that a poll does here.
+    """
+    response = request.response
+    response.status_int = status
+    body = text.encode("ascii")
+    response.app_iter = [body]
+    own = [pair for pair in response.headerlist if pair[0] not in _HEADERS]
+    response.headerlist = [*own, *_HEADERS.items(), ("Content-Length", str(len(body)))]
+    return response

@@ -1,0 +1,95 @@
+"""The figures as Prometheus has them: read from the plain counters when it comes to scrape. Any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pushdemo.web.status import Status
+
+_STREAMS = (
+    ("clients", GaugeMetricFamily, "Clients connected."),
+    ("behind", GaugeMetricFamily, "Clients that lack messages."),
+    ("lag", GaugeMetricFamily, "Messages that the slowest client lacks."),
+    ("messages", CounterMetricFamily, "Messages given to clients."),
+    ("bytes", CounterMetricFamily, "Bytes given to clients, without HTTP headers."),
+    ("resets", CounterMetricFamily, "Clients told that they have missed messages."),
+    ("stalled", CounterMetricFamily, "Clients closed because they did not read."),
+)
+_MEMORIZE = (
+    ("hits", CounterMetricFamily, "Calls that found a fresh value."),
+    ("misses", CounterMetricFamily, "Calls that computed one."),
+    ("waits", CounterMetricFamily, "Calls that waited for another's."),
+    ("stale", CounterMetricFamily, "Calls that got an old value."),
+    ("errors", CounterMetricFamily, "Computations that raised."),
+    ("size", GaugeMetricFamily, "Values kept."),
+    ("age", GaugeMetricFamily, "Age of the newest value, in seconds."),
+)
+
+
+class StatusCollector(Collector):
+    """An application's figures as metrics, whose names begin with `pushdemo_`."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything now."""
+        counters = self._status.clients.counters
+        streams = counters.figures().items()
+        for field, family, meaning in _STREAMS:
+            metric = family(f"pushdemo_{field}", meaning, labels=("topic", "transport"))
+            for labels, figures in streams:
+                metric.add_metric(labels, getattr(figures, field))
+            yield metric
+        published = CounterMetricFamily("pushdemo_published", "Messages published.", labels=("topic",))
+        for name, topic in self._status.topics.items():
+            published.add_metric((name,), topic.number)
+        yield published
+        refusals = CounterMetricFamily("pushdemo_refusals", "Requests refused.", labels=("kind", "status"))
+        for (kind, status), count in counters.refusals().items():
+            refusals.add_metric((kind, str(status)), count)
+        yield refusals
+        ready = float(not self._status.backend.trouble)
+        yield GaugeMetricFamily("pushdemo_ready", "0 while the Redis that nodes share cannot be reached.", value=ready)
+        yield from self._places()
+        yield from self._generators()
+        yield from self._memorize()
+
+    def _places(self) -> Iterator[Metric]:
+        taken = GaugeMetricFamily("pushdemo_places_taken", "Places for clients taken.", labels=("kind",))
+        limit = GaugeMetricFamily("pushdemo_places_limit", "Places for clients there are.", labels=("kind",))
+        clients = self._status.clients
+        for kind, places in (("parked", clients.all), ("thread", clients.threads)):
+            taken.add_metric((kind,), places.taken)
+            limit.add_metric((kind,), places.limit)
+        yield taken
+        yield limit
+
+    def _generators(self) -> Iterator[Metric]:
+        metric = GaugeMetricFamily("pushdemo_generator_sessions", "Generator sessions.", labels=("state",))
+        for state, count in self._status.sessions.info().items():
+            metric.add_metric((state,), count)
+        yield metric
+
+    def _memorize(self) -> Iterator[Metric]:
+        infos: dict[str, Any] = self._status.caches.info()
+        for field, family, meaning in _MEMORIZE:
+            name = "pushdemo_memorize_age_seconds" if field == "age" else f"pushdemo_memorize_{field}"
+            metric = family(name, meaning, labels=("function",))
+            for function, info in infos.items():
+                if getattr(info, field) is not None:  # no value, no age
+                    metric.add_metric((function,), getattr(info, field))
+            yield metric
+
+
+def prometheus_registry(status: Status) -> CollectorRegistry:
+    """A registry of this application's own, with its figures and those of the process."""
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(status))
+    ProcessCollector(registry=registry)
+    return registry

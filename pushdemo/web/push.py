@@ -1,0 +1,183 @@
+"""A topic and a transport as a Pyramid response that any WSGI server can iterate, and that ours parks.
+
+Here a request is read (which transport, from where on), checked, and admitted or refused. Runs in the request's thread,
+which is free again before the stream begins, where the server offers `pushdemo.park`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyramid.httpexceptions import (
+    HTTPBadRequest,
+    HTTPException,
+    HTTPMethodNotAllowed,
+    HTTPNotAcceptable,
+    HTTPServiceUnavailable,
+)
+from pyramid.request import Request
+from pyramid.response import Response
+
+from pushdemo.delivery.metrics import Counters
+from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
+from pushdemo.topics.catalog import Topics
+from pushdemo.topics.topic import Topic
+from pushdemo.transports import KINDS, STREAMS, Kind
+from pushdemo.web.places import Places
+from pushdemo.web.settings import Settings
+
+ALLOWED = "GET, HEAD, OPTIONS"
+RETRY_AFTER = 5  # seconds, where there is no place, or no Redis: long enough for some client to have left
+
+# No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
+HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+
+class Clients:
+    """What admission and timing need, one for an application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.all = Places(settings.max_clients)
+        self.threads = Places(settings.max_threads)
+        self.origins = settings.cors_origins
+        self.counters = Counters()
+        self.pace = Pace(settings.heartbeat, settings.stall_timeout, settings.longpoll_timeout, self.counters)
+
+
+def push(request: Request, *names: str) -> Response:
+    """The response that brings one topic to this client, or several, by the transport that it asks for.
+
+    Of several the client may choose some with `?topic=`, given as often as it likes; messages then bear their topic's
+    name. Raises KeyError for an unknown topic of `names`, and TypeError for none. What is wrong with the request is
+    raised as the Pyramid exception of its status: 400, 405, 406, or 503 when all places are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    headers = dict(HEADERS, Vary="Accept, Origin" if clients.origins else "Accept")
+    headers |= _cross_origin(request, clients.origins)
+    if request.method == "OPTIONS":
+        return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
+    try:
+        if request.method not in ("GET", "HEAD"):
+            raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
+        return _respond(request, clients, _topics(request, names), headers)
+    except HTTPException as refusal:
+        clients.counters.refused("topic", refusal.code)
+        refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
+        raise
+
+
+def _respond(request: Request, clients: Clients, topics: Sequence[Topic], headers: dict[str, str]) -> Response:
+    name = negotiate(request, ", ".join(topic.name for topic in topics), [topic.content_type for topic in topics])
+    headerlist = [("Content-Type", content_type(request, KINDS[name])), *headers.items()]
+    if request.method == "HEAD":
+        return Response(headerlist=headerlist, app_iter=())
+    catalogue: Topics = request.registry["pushdemo.topics"]
+    topic = topics[0] if len(topics) == 1 else catalogue.merged([topic.name for topic in topics])
+    last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id", "")
+    if name == "sse" and _is_over(topic, last_event_id):
+        return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
+    release = admit(request)
+    if name not in STREAMS:
+        return _long_poll(request, LongPoll(topic, clients.pace, last_event_id, release), headerlist)
+    return stream(request, Subscription(topic, STREAMS[name], clients.pace, last_event_id, release), headerlist)
+
+
+def stream(request: Request, body: Any, headers: Sequence[tuple[str, str]]) -> Response:
+    """The response with this body, which the server parks if it can."""
+    park = request.environ.get("pushdemo.park")
+    return Response(headerlist=list(headers), app_iter=park(body) if park else body)
+
+
+def _long_poll(request: Request, poll: LongPoll, headers: list[tuple[str, str]]) -> Response:
+    body = poll.open()
+    if body is None and "pushdemo.park" in request.environ:
+        return stream(request, poll, headers)
+    try:
+        return Response(body=poll.wait() if body is None else body, headerlist=headers)
+    finally:
+        poll.close()
+
+
+def _is_over(topic: Topic, last_event_id: str) -> bool:
+    """Whether a topic has ended that a client has all of, or that never had anything."""
+    if not topic.ended:
+        return False
+    position, reset, backlog = topic.begin(last_event_id)
+    return position == topic.head and not reset and not backlog
+
+
+def _topics(request: Request, names: Sequence[str]) -> list[Topic]:
+    """Those of the view's topics that the request asks for."""
+    catalogue: Topics = request.registry["pushdemo.topics"]
+    if not names:
+        raise TypeError("push takes the name of a topic, or several")
+    try:
+        wanted = request.GET.getall("topic") or names
+    except UnicodeDecodeError:
+        raise HTTPBadRequest("the query is not percent-encoded UTF-8") from None
+    for name in wanted:
+        if name not in names:
+            raise HTTPBadRequest(f"topic={name}: must be one of {', '.join(names)}")
+    return [catalogue[name] for name in dict.fromkeys(wanted)]
+
+
+def negotiate(request: Request, what: str, content_types: Sequence[str], names: Sequence[str] = tuple(KINDS)) -> str:
+    """The name of the transport that the request asks for, by `?transport=` or Accept (RFC 9110 section 12.5.1).
+
+    `names` are those on offer, the preferred first. Raises HTTPBadRequest for a name that is none, and
+    HTTPNotAcceptable, which lists what there is, where bodies of these types cannot travel as asked.
+    """
+    offered = [name for name in names if all(map(KINDS[name].carries, content_types))]
+    wanted: str | None = request.GET.get("transport")
+    if wanted is not None and wanted not in KINDS:
+        raise HTTPBadRequest(f"transport={wanted}: must be one of {', '.join(offered)}")
+    if wanted is None:
+        by_type = {media_type: name for name in offered for media_type in KINDS[name].media_types}
+        acceptable = request.accept.acceptable_offers(list(by_type))
+        wanted = by_type[acceptable[0][0]] if acceptable else None
+    if wanted not in offered:
+        types = ", ".join(f"{KINDS[name].media_types[0]} (transport={name})" for name in offered)
+        raise HTTPNotAcceptable(f"{what} comes as {types}")
+    return wanted
+
+
+def content_type(request: Request, kind: Kind) -> str:
+    """The Content-Type of a response by this transport: an alias where the client takes that alone, or rather."""
+    if len(kind.media_types) == 1:
+        return kind.response_type
+    acceptable = request.accept.acceptable_offers(list(kind.media_types))
+    return acceptable[0][0] if acceptable else kind.response_type
+
+
+def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
+    """The headers that let a page of another origin read the response (Fetch standard, section 3.2, CORS protocol)."""
+    origin = request.headers.get("Origin")
+    if not origin or not ("*" in origins or origin in origins):
+        return {}
+    headers = {"Access-Control-Allow-Origin": "*" if "*" in origins else origin}
+    headers["Access-Control-Expose-Headers"] = "Retry-After"
+    if request.method == "OPTIONS":
+        headers["Access-Control-Allow-Methods"] = "GET, HEAD"
+        headers["Access-Control-Allow-Headers"] = "Cache-Control, Last-Event-ID"
+        headers["Access-Control-Max-Age"] = "86400"
+    return headers
+
+
+def admit(request: Request) -> Callable[[], None]:
+    """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back.
+
+    Raises HTTPServiceUnavailable, with Retry-After, when all are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    parked = "pushdemo.park" in request.environ
+    places = clients.all if parked else clients.threads
+    if places.take():
+        return places.give
+    reason = f"all {places.limit} places for clients are taken (pushdemo.max_clients)"
+    if not parked:
+        reason = (
+            f"all {places.limit} threads that may hold a client are taken (pushdemo.max_threads); under the server "
+            "egg:pushdemo a client holds none"
+        )
+    raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)})

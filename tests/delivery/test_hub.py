@@ -1,0 +1,1038 @@
+"""The hub alone: topics on one side, sockets on the other, and a clock that passes when told. No web server.
+
+Each test is run by both ways of sending.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import socket
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from pushdemo.delivery import sending
+from pushdemo.delivery.hub import Hub
+from pushdemo.delivery.metrics import Counters
+from pushdemo.delivery.sending import Sockets
+from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
+from pushdemo.topics.message import Message
+from pushdemo.topics.topic import Topic
+from pushdemo.transports import jsonlines, multipart, sse
+from tests.support import PATIENCE, threads, wait_until
+
+PACE = Pace(heartbeat=15.0, stall_timeout=30.0, longpoll_timeout=25.0)
+SMALL = 4_096  # bytes asked for as a socket's buffer; the kernel makes it some more
+
+
+class Clock:
+    """Passes when told. `then` is called once, by whoever looks at it next."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.then: Callable[[], None] | None = None
+
+    def __call__(self) -> float:
+        if self.then:
+            then, self.then = self.then, None
+            then()
+        return self.now
+
+
+class Reply:
+    """What a web server would do with a long poll, noted down."""
+
+    def __init__(self) -> None:
+        self.rest: bytes | None = None
+        self.left = False
+        self.over = threading.Event()
+
+    def response(self, body: bytes) -> bytes:
+        return b"<%b>" % body
+
+    def done(self, rest: bytes) -> None:
+        self.rest = rest
+        self.over.set()
+
+    def gone(self) -> None:
+        self.left = True
+        self.over.set()
+
+
+class House:
+    """A hub, its clock, and what a test needs to be its clients."""
+
+    def __init__(self, *, io_uring: bool) -> None:
+        self.clock = Clock()
+        self.hub = Hub(self.clock, io_uring=io_uring)
+        self.released: list[str] = []
+        self.ends: list[socket.socket] = []
+
+    def pair(self, buffer: int = 0) -> tuple[socket.socket, socket.socket]:
+        """Both ends of a TCP connection: the server's, not blocking, and the client's."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            theirs = socket.socket()
+            if buffer:
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            theirs.settimeout(PATIENCE)
+            theirs.connect(listener.getsockname())
+            ours = listener.accept()[0]
+        if buffer:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        ours.setblocking(False)
+        self.ends.append(theirs)
+        return ours, theirs
+
+    def stream(
+        self,
+        topic: Topic,
+        transport: Any = jsonlines,
+        *,
+        last_event_id: str = "",
+        chunked: bool = False,
+        buffer: int = 0,
+        name: str = "client",
+    ) -> socket.socket:
+        """A new stream: the client's end of it. `name` is noted in `released` when the client is gone."""
+        ours, theirs = self.pair(buffer)
+        subscription = Subscription(topic, transport, PACE, last_event_id, lambda: self.released.append(name))
+        self.hub.stream(ours, subscription, chunked=chunked, unsent=subscription.open())
+        return theirs
+
+    def poll(self, topic: Topic, *, last_event_id: str = "", name: str = "poll") -> tuple[socket.socket, Reply]:
+        """A new long poll, for which there is nothing yet: the client's end, and what becomes of it."""
+        ours, theirs = self.pair()
+        self.ends.append(ours)  # the hub gives it back
+        poll = LongPoll(topic, PACE, last_event_id, lambda: self.released.append(name))
+        assert poll.open() is None
+        reply = Reply()
+        self.hub.poll(ours, poll, reply, unsent=b"")
+        return theirs, reply
+
+    def settle(self) -> None:
+        """Wait until the hub has done what was asked of it so far."""
+        done = threading.Event()
+        self.hub.call(done.set)
+        assert done.wait(PATIENCE)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the clock pass, and the hub see it."""
+        self.settle()
+        self.clock.now += seconds
+        self.settle()
+        self.settle()  # the look at the clock follows the calls of a turn
+
+
+@pytest.fixture(params=["send", pytest.param("ring", marks=pytest.mark.io_uring)])
+def house(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(sending, "MANY", 1)
+    house = House(io_uring=request.param == "ring")
+    yield house
+    house.hub.stop()
+    for end in house.ends:
+        end.close()
+
+
+def news(**options: Any) -> Topic:
+    return Topic("news", content_type="text/plain", **options)
+
+
+def read(sock: socket.socket, mark: str, step: int = 65_536) -> str:
+    """What comes, up to `mark` at its end."""
+    found = b""
+    while not found.endswith(mark.encode()):
+        data = sock.recv(step)
+        assert data, f"the connection has ended after {found!r}"
+        found += data
+    return found.decode()
+
+
+def rest(sock: socket.socket) -> str:
+    """All that comes before the end."""
+    found = b""
+    while data := sock.recv(65_536):
+        found += data
+    return found.decode()
+
+
+def contents(lines: str) -> list[str]:
+    """The messages of a stream of JSON lines; what is said beside them is in angle brackets."""
+    values = [json.loads(line) for line in lines.splitlines()]
+    return [value["content"] if "content" in value else f"<{value['state']}>" for value in values]
+
+
+def line(text: str) -> str:
+    return f'"content": "{text}"}}\n'
+
+
+# -- streams
+
+
+def test_a_message_reaches_every_client_of_its_topic_and_no_other(house: House) -> None:
+    topic, other = news(), news()
+    clients = [house.stream(topic) for _ in range(3)]
+    stranger = house.stream(other)
+    topic.publish("a")
+    other.publish("b")
+    for client in clients:
+        assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
+    assert contents(read(stranger, line("b"))) == ["<heartbeat>", "b"]
+
+
+def test_a_chunked_stream_is_chunked_and_ends_with_the_last_chunk(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair()
+    subscription = Subscription(topic, sse, PACE)
+    subscription.open()
+    house.hub.stream(ours, subscription, chunked=True, unsent=b"")
+    house.settle()
+    id = topic.publish("a").id
+    topic.end()
+    event = f"id: {id}\ndata: a\n\n"
+    end = "event: end\ndata:\n\n"
+    assert rest(theirs) == f"{len(event):x}\r\n{event}\r\n{len(end):x}\r\n{end}\r\n0\r\n\r\n"
+
+
+def test_all_clients_of_one_format_are_written_bytes_that_were_made_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    encode = jsonlines.encode
+
+    def counted(message: Message) -> bytes:
+        made.append(message.id)
+        return encode(message)
+
+    monkeypatch.setattr(jsonlines, "encode", counted)
+    topic = news()
+    clients = [house.stream(topic, chunked=chunked) for chunked in (True, False) for _ in range(5)]
+    house.settle()
+    id = topic.publish("a").id
+    for client in clients[5:]:
+        read(client, line("a"))
+    for client in clients[:5]:
+        read(client, line("a") + "\r\n")
+    assert made == [id]
+
+
+def test_a_client_that_reads_slowly_gets_every_message_in_order(house: House) -> None:
+    topic = news()
+    slow, quick = house.stream(topic, buffer=SMALL), house.stream(topic)
+    house.settle()
+    sent = []
+    for number in range(60):
+        text = str(number) * 2_000
+        sent.append(text)
+        topic.publish(text)
+        read(quick, line(text))
+    assert contents(read(slow, line(text), step=1_000)) == ["<heartbeat>", *sent]
+    topic.publish("after")
+    assert contents(read(slow, line("after"))) == ["after"]
+
+
+def test_a_client_that_falls_out_of_the_history_is_told_and_goes_on_with_the_newest(house: House) -> None:
+    topic = news(history=3)
+    slow, quick = house.stream(topic, buffer=SMALL), house.stream(topic)
+    house.settle()
+    texts = [f"{number} " * 2_000 for number in range(60)]
+    for text in texts:
+        topic.publish(text)
+        read(quick, line(text))
+    found = contents(read(slow, line(texts[-1]), step=1_000))
+    gap = found.index("<reset>")
+    assert found[1:gap] == texts[: gap - 1]
+    # Behind the gap comes what the history held when the client had read so far.
+    assert found[gap + 1 :] == texts[-len(found) + gap + 1 :]
+    assert found.count("<reset>") == 1
+
+
+def test_a_hub_that_falls_out_of_the_history_tells_its_clients(house: House) -> None:
+    topic = news(history=2)
+    client = house.stream(topic)
+    house.settle()
+    busy, go_on = threading.Event(), threading.Event()
+    house.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
+    assert busy.wait(PATIENCE)
+    for text in "abcde":
+        topic.publish(text)
+    go_on.set()
+    assert contents(read(client, line("e"))) == ["<heartbeat>", "<reset>", "e"]
+
+
+def test_a_client_that_takes_nothing_is_closed_after_the_stall_timeout(house: House) -> None:
+    topic = news()
+    stalled = house.stream(topic, buffer=SMALL, name="stalled")
+    other = house.stream(topic)
+    text = "x" * 1_000_000
+    topic.publish(text)
+    read(other, line(text))
+    house.pass_time(PACE.stall_timeout - 1)
+    assert house.released == []
+    house.pass_time(2)
+    if not house.released:  # the kernel may have made room late (a delayed acknowledgement), which is progress
+        house.pass_time(PACE.stall_timeout)
+    assert house.released == ["stalled"]
+    assert topic.clients == 1
+    with suppress(ConnectionResetError):
+        rest(stalled)
+
+
+def test_a_client_that_takes_a_little_in_time_is_not_stalled(house: House) -> None:
+    """Messages so small that the socket takes each whole or not at all: progress shows at no message's middle."""
+    topic = news(history=100_000)
+    slow = house.stream(topic, buffer=SMALL, name="slow")
+    house.settle()
+    for _ in range(2_000):
+        topic.publish("x" * 200)
+    for _ in range(8):
+        house.pass_time(PACE.stall_timeout / 2)
+        for _ in range(12):
+            slow.recv(2_000)
+    assert house.released == []
+
+
+def test_a_quiet_stream_is_kept_alive(house: House) -> None:
+    topic = news()
+    client = house.stream(topic)
+    assert read(client, '"heartbeat"}\n') == '{"state": "heartbeat"}\n'  # the first bytes of every stream
+    house.pass_time(PACE.heartbeat - 1)
+    topic.publish("a")
+    assert contents(read(client, line("a"))) == ["a"]
+    house.pass_time(PACE.heartbeat - 1)
+    topic.publish("b")
+    assert contents(read(client, line("b"))) == ["b"]  # it was not quiet
+    house.pass_time(PACE.heartbeat + 1)
+    assert read(client, '"heartbeat"}\n') == '{"state": "heartbeat"}\n'
+
+
+@pytest.mark.parametrize("by", ["close", "reset", "half-close"])
+def test_a_client_that_leaves_is_noticed_without_a_message(house: House, by: str) -> None:
+    topic = news()
+    client = house.stream(topic)
+    house.settle()
+    if by == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if by == "half-close":
+        client.shutdown(socket.SHUT_WR)
+    else:
+        client.close()
+    wait_until(lambda: house.released, timeout=1.0)
+    house.settle()
+    topic.publish("a")
+    house.settle()
+    assert house.released == ["client"]
+    assert topic.clients == 0
+
+
+def reset(client: socket.socket) -> None:
+    """Close a connection by a reset."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def test_a_client_that_is_behind_and_resets_its_connection_is_let_go(house: House) -> None:
+    topic = news()
+    client, other = house.stream(topic, buffer=SMALL, name="behind"), house.stream(topic)
+    text = "x" * 1_000_000
+    topic.publish(text)
+    read(other, line(text))
+    house.settle()
+    reset(client)
+    wait_until(lambda: house.released == ["behind"], timeout=1.0)
+    assert topic.clients == 1
+    assert_idle(house)
+
+
+def test_a_client_that_resets_its_connection_before_its_first_bytes_are_taken_is_let_go(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("client"))
+    subscription.open()
+    house.hub.stream(ours, subscription, chunked=False, unsent=b"x" * 1_000_000)
+    house.settle()
+    reset(theirs)
+    wait_until(lambda: house.released == ["client"], timeout=1.0)
+    assert_idle(house)
+
+
+def assert_idle(house: House) -> None:
+    """While nothing happens the hub's thread sleeps: between two sweeps, or without clients for ever.
+
+    There is no event for what does not happen: hence the short wait.
+    """
+    turns: list[float | None] = []
+    select = house.hub.selector.select
+
+    def counted(timeout: float | None = None) -> Any:
+        turns.append(timeout)
+        return select(timeout)
+
+    house.settle()
+    house.hub.selector.select = counted  # type: ignore[method-assign]
+    try:
+        house.settle()
+        threading.Event().wait(0.1)
+        assert len(turns) <= 4  # that of the call, and one that a sweep falls into
+        assert turns[-1] is None or turns[-1] > 0.1
+    finally:
+        house.hub.selector.select = select  # type: ignore[method-assign]
+
+
+def test_a_hub_without_clients_sleeps(house: House) -> None:
+    assert_idle(house)
+    house.stream(news()).close()
+    wait_until(lambda: house.released)
+    house.settle()
+    assert house.hub._timeout() is None
+    assert_idle(house)
+
+
+def test_a_hub_with_nothing_to_do_sleeps_until_the_next_sweep(house: House) -> None:
+    topic, other = news(), news()
+    current, behind = house.stream(topic), house.stream(topic, buffer=SMALL)
+    current.sendall(b"GET / HTTP/1.1\r\n\r\n")  # what nobody asked for
+    waiting, _ = house.poll(other)
+    waiting.sendall(b"GET / HTTP/1.1\r\n\r\n")  # which stays in the socket
+    ours, pulling = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    text = "x" * 1_000_000
+    topic.publish(text)
+    read(current, line(text))
+    assert_idle(house)
+    for client in (current, behind, waiting, pulling):
+        reset(client)
+    wait_until(lambda: len(house.released) == 2)
+    wait_until(lambda: body.closed)
+    other.end()  # a poll whose client has asked again is looked at when there is an answer
+    wait_until(lambda: len(house.released) == 3)
+    assert_idle(house)
+
+
+def test_a_burst_of_messages_wakes_the_hub_once(house: House) -> None:
+    topic = news()
+    client = house.stream(topic)
+    house.settle()
+    busy, go_on = threading.Event(), threading.Event()
+    house.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
+    assert busy.wait(PATIENCE)
+    for number in range(50):
+        topic.publish(str(number))
+    assert len(house.hub._ear.recv(100, socket.MSG_PEEK)) == 1
+    go_on.set()
+    assert contents(read(client, line("49"))) == ["<heartbeat>", *map(str, range(50))]
+    assert_idle(house)
+
+
+def test_what_a_client_sends_on_its_stream_is_passed_over(house: House) -> None:
+    topic = news()
+    client = house.stream(topic)
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10_000)
+    topic.publish("a")
+    assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
+
+
+def test_a_client_that_leaves_while_others_are_written_to_takes_none_of_them_along(house: House) -> None:
+    topic = news()
+    clients = [house.stream(topic, name=str(number)) for number in range(30)]
+    house.settle()
+    for client in clients[::3]:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    topic.publish("a")
+    topic.publish("b")
+    for number, client in enumerate(clients):
+        if number % 3:
+            assert contents(read(client, line("b"))) == ["<heartbeat>", "a", "b"]
+    house.settle()
+    assert sorted(house.released, key=int) == [str(number) for number in range(0, 30, 3)]
+
+
+def test_an_ended_topic_ends_every_stream_when_it_has_all(house: House) -> None:
+    topic = news()
+    slow, quick = house.stream(topic, buffer=SMALL, name="slow"), house.stream(topic, name="quick")
+    house.settle()
+    texts = [str(number) * 5_000 for number in range(40)]
+    for text in texts:
+        topic.publish(text)
+    topic.end()
+    assert contents(rest(quick)) == ["<heartbeat>", *texts, "<done>"]
+    assert contents(rest(slow)) == ["<heartbeat>", *texts, "<done>"]
+    wait_until(lambda: sorted(house.released) == ["quick", "slow"])
+    assert topic.clients == 0
+
+
+def test_who_comes_after_the_end_gets_the_history_and_the_end(house: House) -> None:
+    topic = news()
+    topic.publish("a")
+    topic.publish("b")
+    topic.end()
+    client = house.stream(topic, last_event_id="earliest")
+    assert contents(rest(client)) == ["<heartbeat>", "a", "b", "<done>"]
+
+
+class Interleaved(Topic):
+    """A topic whose publisher comes in between at the hub's look number `looks` at it, and ends it."""
+
+    looks: int | None = None
+
+    def _look(self) -> None:
+        if self.looks is None or threading.current_thread().name != "pushdemo-hub" or not self.changed.acquire(False):
+            return  # the hub holds the lock: nobody comes in between
+        self.changed.release()
+        self.looks -= 1
+        if self.looks < 0:
+            self.looks = None
+            self.publish("last")
+            self.end()
+
+    def following(self, position: int) -> tuple[Message | None, bool]:
+        self._look()
+        return super().following(position)
+
+    @property
+    def head(self) -> int:
+        self._look()
+        return self._head
+
+    @head.setter
+    def head(self, value: int) -> None:
+        self._head = value
+
+    @property
+    def ended(self) -> bool:
+        self._look()
+        return self._ended
+
+    @ended.setter
+    def ended(self, value: bool) -> None:
+        self._ended = value
+
+
+@pytest.mark.parametrize("looks", range(40))
+def test_a_message_right_before_the_end_is_lost_on_nobody(house: House, looks: int) -> None:
+    topic = Interleaved("news", content_type="text/plain")
+    streams = [house.stream(topic) for _ in range(2)]
+    polls = [house.poll(topic)[0]]
+    house.settle()
+    (ours, theirs), (ours_too, theirs_too) = house.pair(), house.pair()
+    house.ends.append(ours_too)
+    subscription, poll = Subscription(topic, jsonlines, PACE), LongPoll(topic, PACE)
+    opening = subscription.open()
+    assert poll.open() is None
+    topic.looks = looks
+    house.hub.stream(ours, subscription, chunked=False, unsent=opening)
+    house.hub.poll(ours_too, poll, Reply(), unsent=b"")
+    house.settle()
+    with suppress(RuntimeError):  # it has ended
+        topic.publish("a")
+    house.settle()
+    topic.looks = None
+    with suppress(RuntimeError):
+        topic.publish("last")
+    topic.end()
+    for client in (*streams, theirs):
+        assert contents(rest(client))[-2:] == ["last", "<done>"]
+    for client in (*polls, theirs_too):
+        assert '"state": "ready"' in read(client, ">")
+    house.settle()
+    assert topic.clients == 0
+
+
+def test_a_client_that_has_left_is_forgotten_without_a_collection(house: House) -> None:
+    topic = news()
+    gc.collect()
+    gc.disable()
+    try:
+        ours, theirs = house.pair()
+        remembered = weakref.ref(ours)
+        subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("client"))
+        house.hub.stream(ours, subscription, chunked=True, unsent=b"")
+        del ours, subscription
+        house.settle()
+        assert remembered() is not None
+        theirs.close()
+        wait_until(lambda: remembered() is None)
+    finally:
+        gc.enable()
+    assert house.released == ["client"]
+
+
+# -- clients that pull
+
+
+class Slow:
+    """A body whose next bytes take their time; its heartbeats are longer than a small socket takes at once."""
+
+    pace = PACE
+    name = "slow"
+    heartbeat = b"h" * 300_000 + b"\n"
+
+    def __init__(self) -> None:
+        self.transport: Any = self
+        self.tally: Any = Counters().tally("news", "slow")
+        self.asked, self.due, self.closed = threading.Event(), threading.Event(), list[None]()
+        self.items = [b"item\n", None]
+
+    def notice(self, kind: str) -> bytes:
+        assert kind == "heartbeat"
+        return self.heartbeat
+
+    def retry(self, milliseconds: int) -> bytes:
+        return b"retry\n"
+
+    def open(self) -> bytes:
+        return b"open\n"
+
+    def pull(self) -> bytes | None:
+        self.asked.set()
+        assert self.due.wait(PATIENCE)
+        return self.items.pop(0)
+
+    def close(self) -> None:
+        self.closed.append(None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError("it is parked")
+
+
+def in_a_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function).start()
+
+
+def test_a_client_that_pulls_and_does_not_read_gets_whole_heartbeats(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=body.open(), run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    for _ in range(2):
+        house.pass_time(PACE.heartbeat + 1)
+    body.due.set()
+    found = b"".join(iter(lambda: theirs.recv(65_536), b""))
+    assert found == b"open\n" + body.heartbeat + b"item\n"
+    wait_until(lambda: body.closed)
+    assert len(body.closed) == 1
+
+
+def test_who_pulls_and_resets_its_connection_before_it_has_read_all_is_let_go(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    house.settle()
+    reset(theirs)
+    wait_until(lambda: body.closed, timeout=1.0)
+    assert not body.asked.is_set()
+    assert_idle(house)
+    assert len(body.closed) == 1
+
+
+def test_who_pulls_and_takes_nothing_is_closed_after_the_stall_timeout(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    house.pass_time(PACE.stall_timeout - 1)
+    theirs.recv(1_000)  # too little for the socket to take more
+    assert not body.closed
+    house.pass_time(1)
+    wait_until(lambda: body.closed)
+    assert body.tally.figures().stalled == 1
+
+
+def test_who_pulls_and_takes_a_little_in_time_is_not_stalled(house: House) -> None:
+    ours, theirs = house.pair(buffer=SMALL)
+    body = Slow()
+    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    left = 1_000_000
+    for _ in range(4):
+        house.pass_time(PACE.stall_timeout / 2)
+        for _ in range(20):
+            left -= len(theirs.recv(5_000))
+    while left:
+        left -= len(theirs.recv(65_536))
+    assert body.asked.wait(PATIENCE)
+    assert not body.closed
+    assert body.tally.figures().stalled == 0
+    body.due.set()
+    assert rest(theirs) == "item\n"
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(house: House, chunked: bool) -> None:
+    ours, theirs = house.pair()
+    body = Slow()
+    house.hub.pull(ours, body, chunked=chunked, unsent=b"", run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    house.hub.stop()
+    assert rest(theirs) == ("6\r\nretry\n\r\n0\r\n\r\n" if chunked else "retry\n")
+    assert not body.closed  # it still runs
+    body.due.set()
+    wait_until(lambda: body.closed)
+    assert len(body.closed) == 1
+
+
+def test_who_leaves_while_the_next_bytes_are_made_is_noticed_and_closed_when_they_are(house: House) -> None:
+    ours, theirs = house.pair()
+    body = Slow()
+    house.hub.pull(ours, body, chunked=True, unsent=b"", run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    theirs.close()
+    wait_until(lambda: ours.fileno() < 0, timeout=1.0)
+    body.due.set()
+    wait_until(lambda: body.closed)
+    house.settle()
+    assert len(body.closed) == 1
+
+
+# -- long polls
+
+
+def test_one_message_answers_every_poll(house: House) -> None:
+    topic = news()
+    polls = [house.poll(topic) for _ in range(5)]
+    house.settle()
+    topic.publish("a")
+    for client, reply in polls:
+        assert '"state": "ready"' in (answer := read(client, ">"))
+        assert '"content": "a"' in answer
+        assert reply.over.wait(PATIENCE)
+        assert reply.rest == b""
+        assert not reply.left
+    assert house.released == ["poll"] * 5
+    assert topic.clients == 0
+
+
+def test_a_poll_whose_time_is_over_is_answered(house: House) -> None:
+    topic = news()
+    client, reply = house.poll(topic)
+    house.pass_time(PACE.longpoll_timeout - 1)
+    assert not reply.over.is_set()
+    house.pass_time(1)
+    assert '"state": "waiting"' in read(client, ">")
+    assert house.released == ["poll"]
+
+
+def test_a_poll_whose_client_leaves_is_forgotten(house: House) -> None:
+    topic = news()
+    client, reply = house.poll(topic)
+    house.settle()
+    client.close()
+    assert reply.over.wait(1.0)
+    assert reply.left
+    assert house.released == ["poll"]
+    topic.publish("a")
+    house.settle()
+    assert house.released == ["poll"]
+
+
+def test_the_next_request_stays_in_the_socket_of_a_poll(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair()
+    house.ends.append(ours)
+    poll, reply = LongPoll(topic, PACE), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"")
+    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
+    house.settle()
+    house.settle()
+    topic.publish("a")
+    assert '"content": "a"' in read(theirs, ">")
+    assert reply.over.wait(PATIENCE)
+    assert ours.recv(100) == b"GET /next HTTP/1.1\r\n\r\n"
+
+
+def test_what_a_full_socket_does_not_take_of_an_answer_goes_back_with_the_connection(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    house.ends.append(ours)
+    poll, reply = LongPoll(topic, PACE), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"")
+    house.settle()
+    topic.publish("x" * 1_000_000)
+    assert reply.over.wait(PATIENCE)
+    assert reply.rest
+    ours.setblocking(True)
+    sender = threading.Thread(target=ours.sendall, args=(reply.rest,))
+    sender.start()
+    answer = read(theirs, ">")
+    sender.join()
+    assert "x" * 1_000_000 in answer
+
+
+def test_a_poll_whose_client_resets_before_it_has_the_response_before_is_forgotten(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    poll, reply = LongPoll(topic, PACE, "", lambda: house.released.append("poll")), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000)
+    house.settle()
+    reset(theirs)
+    assert reply.over.wait(1.0)
+    assert reply.left
+    assert house.released == ["poll"]
+    assert topic.clients == 0
+    assert_idle(house)
+
+
+def test_a_poll_whose_client_is_gone_when_the_answer_comes_is_forgotten(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair()
+    poll, reply = LongPoll(topic, PACE, "", lambda: house.released.append("poll")), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"")
+    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")  # the socket is watched no more
+    house.settle()
+    house.settle()
+    reset(theirs)
+    topic.publish("a")
+    assert reply.over.wait(PATIENCE)
+    assert reply.left
+    assert ours.fileno() < 0
+    assert house.released == ["poll"]
+
+
+class CountedTopic(Topic):
+    """A topic that counts how often it is asked for what follows."""
+
+    asked = 0
+
+    def following(self, position: int) -> tuple[Message | None, bool]:
+        self.asked += 1
+        return super().following(position)
+
+
+def test_a_poll_that_comes_costs_the_waiting_ones_nothing(house: House) -> None:
+    topic = CountedTopic("news", content_type="text/plain")
+    for _ in range(50):
+        house.poll(topic)
+    house.settle()
+    topic.asked = 0
+    for _ in range(50):
+        house.poll(topic)
+    house.settle()
+    assert topic.asked <= 50 * 5
+
+
+def test_the_response_before_a_poll_does_not_wait_for_its_answer(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    house.ends.append(ours)
+    poll, reply = LongPoll(topic, PACE), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000 + b">")
+    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
+    assert read(theirs, ">") == "x" * 1_000_000 + ">"
+    topic.publish("a")
+    assert '"content": "a"' in read(theirs, ">")
+    assert reply.over.wait(PATIENCE)
+
+
+def test_what_a_full_socket_does_not_take_of_the_response_before_a_poll_comes_before_its_answer(house: House) -> None:
+    topic = news()
+    ours, theirs = house.pair(buffer=SMALL)
+    house.ends.append(ours)
+    poll, reply = LongPoll(topic, PACE), Reply()
+    assert poll.open() is None
+    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000 + b">")
+    house.settle()
+    house.settle()
+    topic.publish("a")
+    assert reply.over.wait(PATIENCE)
+    assert reply.rest
+    ours.setblocking(True)
+    sender = threading.Thread(target=ours.sendall, args=(reply.rest,))
+    sender.start()
+    before, _, answer = read(theirs, "}>").partition(">")
+    sender.join()
+    assert before == "x" * 1_000_000
+    assert '"content": "a"' in answer
+
+
+class FirstWord(Topic):
+    """A topic without a message, whose first comes right behind a look that has found none."""
+
+    armed = False
+
+    def id_at(self, position: int) -> str:
+        if self.armed:
+            self.armed = False
+            self.publish("first")
+        return super().id_at(position)
+
+
+def test_a_poll_that_is_let_go_as_the_first_message_comes_asks_for_it_the_next_time(house: House) -> None:
+    topic = FirstWord("news", content_type="text/plain")
+    client, _ = house.poll(topic)
+    topic.armed = True
+    house.pass_time(PACE.longpoll_timeout + 1)
+    answer = read(client, ">")
+    assert '"state": "waiting"' in answer
+    assert f'"last_event_id": "{topic.epoch}-0"' in answer
+
+
+class Passing(Topic):
+    """A topic of which more messages come than it keeps, right when a poll is let go."""
+
+    armed = False
+
+    def id_at(self, position: int) -> str:
+        if self.armed:
+            self.armed = False
+            for text in "bcd":
+                self.publish(text)
+        return super().id_at(position)
+
+
+def test_a_poll_that_is_let_go_as_messages_pass_it_by_is_told_the_next_time(house: House) -> None:
+    topic = Passing("news", content_type="text/plain", history=2)
+    last = topic.publish("a").id
+    client, _ = house.poll(topic, last_event_id=last)
+    topic.armed = True
+    house.pass_time(PACE.longpoll_timeout + 1)
+    answer = json.loads(read(client, ">")[1:-1])
+    assert answer["state"] == "waiting"
+    body = LongPoll(topic, PACE, answer["last_event_id"]).open()
+    assert body
+    assert json.loads(body)["reset"]
+
+
+# -- the end
+
+
+def test_a_stop_ends_streams_and_answers_polls_with_a_hint(house: House) -> None:
+    topic = news()
+    chunked, plain = house.stream(topic, multipart, chunked=True), house.stream(topic, sse)
+    poll, reply = house.poll(topic)
+    house.settle()
+    house.hub.stop()
+    assert rest(chunked).endswith("\r\n\r\n0\r\n\r\n")
+    assert "retry: " in rest(plain)
+    answer = rest(poll)
+    assert '"state": "waiting"' in answer
+    assert '"retry": ' in answer
+    assert reply.left
+    assert sorted(house.released) == ["client", "client", "poll"]
+    assert topic.clients == 0
+
+
+def test_what_was_published_before_a_stop_is_written_before_it(house: House) -> None:
+    topic = news()
+    client = house.stream(topic)
+    house.settle()
+    stopping = threading.Thread(target=house.hub.stop)
+
+    def stop_behind_a_message() -> None:  # when the hub has looked for messages, and will next look whether to stop
+        topic.publish("a")
+        stopping.start()
+        wait_until(lambda: house.hub._stopping)
+
+    house.clock.then = stop_behind_a_message
+    house.hub.call(lambda: None)
+    assert contents(rest(client)) == ["<heartbeat>", "a", "<waiting>"]
+    stopping.join()
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_stream_that_comes_during_a_stop_ends_as_cleanly(house: House, chunked: bool) -> None:
+    topic = news()
+    topic.publish("a")
+    house.hub.stop()
+    ours, theirs = house.pair()
+    subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("late"))
+    opening = subscription.open()
+    house.hub.stream(ours, subscription, chunked=chunked, unsent=opening)
+    found = rest(theirs)
+    line = r'{"state": "waiting", "retry": \d+}\n'
+    ending = rf"[0-9a-f]+\r\n{line}\r\n0\r\n\r\n" if chunked else line
+    assert re.fullmatch(re.escape(opening.decode()) + ending, found)
+    assert house.released == ["late"]
+
+
+def test_a_poll_that_comes_during_a_stop_is_answered(house: House) -> None:
+    topic = news()
+    house.hub.stop()
+    client, reply = house.poll(topic)
+    assert '"retry": ' in rest(client)
+    assert reply.left
+    assert house.released == ["poll"]
+
+
+def test_a_stopped_hub_leaves_nothing_behind(house: House) -> None:
+    topic = news()
+    house.stream(topic)
+    house.settle()
+    house.hub.stop()
+    assert topic._listeners == ()
+    topic.publish("a")
+    assert not house.hub._changed
+
+
+def test_a_hub_without_clients_stops_and_closes_its_files() -> None:
+    hub = Hub()
+    hub.stop()
+    hub.stop()
+    gc.collect()  # a socket left open is a warning here, which is an error
+    assert not threads("pushdemo-hub")
+
+
+class Flood(Topic):
+    """A topic whose publisher is always a message ahead of the hub."""
+
+    def following(self, position: int) -> tuple[Message | None, bool]:
+        if not self.ended:
+            self.publish("more")
+        return super().following(position)
+
+
+def test_a_flood_of_messages_leaves_the_hub_time_for_others(house: House) -> None:
+    flooded = Flood("news", content_type="text/plain")
+    house.stream(flooded)
+    flooded.publish("the first of many")
+    wait_until(lambda: flooded.head > 1_000)
+    topic = news()
+    client = house.stream(topic)
+    topic.publish("a")
+    assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
+    flooded.end()
+
+
+def test_clients_of_whom_nobody_knows_what_they_have_are_let_go_and_come_back(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = news()
+    clients = [house.stream(topic, name=f"client {number}") for number in range(3)]
+    last = topic.publish("a").id
+    for client in clients:
+        read(client, line("a"))
+
+    def half_done(sockets: Sockets[Any], data: bytes) -> list[int]:
+        next(iter(sockets.values())).send(data)
+        raise OSError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.hub.sender, "send_each", half_done)
+        topic.publish("b")
+        assert [contents(rest(client)) for client in clients] == [["b"], [], []]
+    house.settle()
+    assert sorted(house.released) == ["client 0", "client 1", "client 2"]
+    assert "out of order" in caplog.text
+    again = house.stream(topic, last_event_id=last)
+    topic.publish("c")
+    assert contents(read(again, line("c"))) == ["<heartbeat>", "b", "c"]
+
+
+def test_publishing_waits_for_no_client(house: House) -> None:
+    topic = news(history=10)
+    house.stream(topic, buffer=SMALL)
+    house.settle()
+    publisher = threading.Thread(target=lambda: [topic.publish("x" * 100_000) for _ in range(200)])
+    publisher.start()
+    publisher.join(PATIENCE)
+    assert not publisher.is_alive()

@@ -1,0 +1,87 @@
+"""What runs push.js, and the server that it talks to. Without node or Chromium their tests skip, or fail in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.static.engines import HERE, Browser, Engine, Node
+from tests.static.wire import Wire
+
+STATIC = Path(__file__).parents[2] / "pushdemo" / "static"
+FILES = {
+    f"/static/{name}": STATIC / name for name in ("push.js", "push-connection.js", "push-transports.js", "poll.js")
+}
+PAGE = {"/drive.mjs": HERE / "drive.mjs", "/": HERE / "browser.html"}
+
+
+def absent(what: str, remedy: str) -> NoReturn:
+    """Skips the test, or fails it where nothing may be left out."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is not here: {remedy}")
+    pytest.skip(f"{what} is not here: {remedy}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Wire]:
+    wire = Wire(FILES | PAGE)
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def wire(server: Wire) -> Iterator[Wire]:
+    """The server; a request that a test's script does not expect fails the test."""
+    server.requests.clear()
+    yield server
+    assert server.failures == []
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    program = shutil.which("node")
+    if program is None:
+        absent("node", "install Node.js 20 or newer (Debian: apt install nodejs)")
+    folder = tmp_path_factory.mktemp("static")
+    for path in FILES.values():
+        shutil.copy(path, folder)
+    (folder / "package.json").write_text('{"type": "module"}')  # what `<script type="module">` says to a browser
+    engine = Node(program, folder)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def chromium(server: Wire) -> Iterator[Browser]:
+    try:
+        from selenium import webdriver
+    except ImportError:
+        absent("selenium", 'pip install -e ".[testing]"')
+    program, service = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if program is None or service is None:
+        absent("Chromium", "install chromium and chromedriver (Debian: apt install chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(service))
+    yield Browser(driver, server.url + "/")
+    driver.quit()
+
+
+@pytest.fixture(params=["node-multipart", "node-jsonlines", "chromium-multipart", "chromium-jsonlines", "chromium-sse"])
+def stream(request: pytest.FixtureRequest) -> tuple[Engine, str]:
+    """Something that runs push.js, and a streaming transport there."""
+    engine, transport = request.param.split("-")
+    return request.getfixturevalue(engine), transport
+
+
+@pytest.fixture(params=["node", "chromium"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)

@@ -1,0 +1,144 @@
+"""push.js and the page that uses it: closing, mistakes, and being hidden."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.static.engines import BOUND, Browser, Engine, Node
+from tests.static.formats import STREAMS, poll
+from tests.static.scripts import HARD, answers, hangs, never, says
+from tests.static.wire import Exchange, Wire
+
+
+def test_after_close_nothing_is_delivered_and_the_server_sees_it(engine: Engine, wire: Wire) -> None:
+    left = threading.Event()
+    form = STREAMS["multipart"]
+
+    def two_at_once(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening + form.message(HARD[0]) + form.message(HARD[1]))
+        exchange.until_gone()
+        left.set()
+
+    watch = engine.subscribe(wire.on("/closed", two_at_once, never), closeAfter="e-1")
+    watch.until(lambda watch: watch.messages)
+    assert left.wait(BOUND)
+    watch.close()
+    assert watch.ids == ["e-1"]
+    assert watch.told[-1]["closed"] == "e-1"
+
+
+def test_after_close_no_state_is_told(engine: Engine, wire: Wire) -> None:
+    """A page that subscribes anew would take it for that of its new subscription."""
+    form = STREAMS["multipart"]
+    both = form.message(HARD[0]) + form.failing  # in one piece, so that the second is read although all is over
+    watch = engine.subscribe(wire.on("/state", says("multipart", both, end=False)), closeAfter="e-1")
+    watch.until(lambda watch: watch.messages)
+    watch.close()
+    assert [state["state"] for state in watch.states] == ["connecting", "live"]
+
+
+def test_a_mistake_of_the_page_is_reported_and_does_not_stop_the_stream(engine: Engine, wire: Wire) -> None:
+    form = STREAMS["multipart"]
+    url = wire.on("/mistake", says("multipart", form.message(HARD[0]), form.message(HARD[1]), form.end))
+    watch = engine.subscribe(url, throwAt="e-1")
+    watch.state("ended")
+    assert watch.ids == ["e-1", "e-2"]
+    engine.uncaught.until(lambda uncaught: uncaught.told)
+    assert "the page's own mistake" in engine.uncaught.told.pop()["error"]
+
+
+def test_a_transport_that_does_not_exist_is_refused_with_those_that_do(node: Node) -> None:
+    watch = node.subscribe("http://localhost/", transport="websocket").until(lambda watch: watch.told)
+    wanted = "TypeError: transport websocket: must be one of multipart, sse, jsonlines, longpoll"
+    assert watch.told[0]["thrown"] == wanted
+
+
+def test_a_page_that_is_hidden_for_long_pauses_and_goes_on_when_seen(chromium: Browser, wire: Wire) -> None:
+    left = threading.Event()
+    form = STREAMS["multipart"]
+
+    def first(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening, form.message(HARD[0]))
+        exchange.until_gone()
+        left.set()
+
+    second = says("multipart", form.message(HARD[1]), form.end)
+    watch = chromium.subscribe(wire.on("/hidden", first, second), hiddenAfter=50)
+    watch.until(lambda watch: watch.messages)
+    page = chromium.driver.current_window_handle
+    chromium.driver.switch_to.new_window("tab")
+    assert left.wait(BOUND)
+    chromium.driver.close()
+    chromium.driver.switch_to.window(page)
+    watch.state("ended")
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "paused", "connecting", "live", "ended"]
+    assert watch.ids == ["e-1", "e-2"]
+    assert [request.last_event_id for request in wire.requests] == ["", "e-1"]
+
+
+def test_an_address_may_be_relative_to_the_page(chromium: Browser, wire: Wire) -> None:
+    wire.on("/relative", says("multipart", STREAMS["multipart"].end), never)
+    chromium.subscribe("relative?kind=1").state("ended")
+    assert [request.query for request in wire.requests] == [{"kind": "1"}]
+
+
+def test_a_page_that_is_left_gives_its_connection_back_and_goes_on_when_it_is_shown(
+    chromium: Browser, wire: Wire
+) -> None:
+    left = threading.Event()
+    form = STREAMS["multipart"]
+
+    def first(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening, form.message(HARD[0]))
+        exchange.until_gone()
+        left.set()
+
+    watch = chromium.subscribe(wire.on("/left", first, says("multipart", form.end), never))
+    watch.until(lambda watch: watch.messages)
+    chromium.driver.execute_script("dispatchEvent(new Event('pagehide'))")
+    assert left.wait(BOUND)
+    watch.state("paused")
+    chromium.driver.execute_script("dispatchEvent(new Event('pageshow'))")
+    watch.state("ended")
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "paused", "connecting", "live", "ended"]
+    assert [request.last_event_id for request in wire.requests] == ["", "e-1"]
+
+
+def test_after_a_pause_the_stream_that_was_held_back_gets_another_chance(chromium: Browser, wire: Wire) -> None:
+    def waits(exchange: Exchange) -> None:
+        exchange.until_gone()
+
+    form = STREAMS["multipart"]
+    url = wire.on("/chance", hangs, answers(poll("ready", HARD[0])), waits, says("multipart", form.end), never)
+    watch = chromium.subscribe(url, heartbeat=300)
+    watch.until(lambda watch: watch.messages)
+    chromium.driver.execute_script("dispatchEvent(new Event('pagehide'))")
+    watch.state("paused")
+    chromium.driver.execute_script("dispatchEvent(new Event('pageshow'))")
+    watch.state("ended")
+    live = watch.states[-2]
+    assert (live["state"], live["transport"], live["fallback"], live.get("reason")) == (
+        "live",
+        "multipart",
+        False,
+        None,
+    )
+
+
+@pytest.mark.heavy
+def test_a_page_that_is_seen_again_soon_does_not_pause(chromium: Browser, wire: Wire) -> None:
+    def stays(exchange: Exchange) -> None:
+        exchange.stream(STREAMS["multipart"].content_type, STREAMS["multipart"].opening)
+        assert not exchange.gone_within(6)
+        exchange.write(STREAMS["multipart"].end)
+        exchange.end()
+
+    watch = chromium.subscribe(wire.on("/soon-seen", stays, never), hiddenAfter=4000)
+    page = chromium.driver.current_window_handle
+    chromium.driver.switch_to.new_window("tab")
+    chromium.driver.close()
+    chromium.driver.switch_to.window(page)
+    watch.state("ended")
+    assert "paused" not in [state["state"] for state in watch.states]

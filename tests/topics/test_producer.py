@@ -1,0 +1,546 @@
+"""What makes a topic's messages: when a source runs, how often, and what its end and its failures do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from pushdemo.delivery.subscription import Pace, Subscription
+from pushdemo.topics.producer import LINGER, LONGEST_PAUSE, Producer
+from pushdemo.topics.topic import Topic
+from pushdemo.transports import jsonlines
+from tests.support import PATIENCE, threads, wait_until
+
+INTERVAL = 5.0
+NAME = "produced"  # of every topic here and of none elsewhere: the source's thread is known by it
+
+
+class Watched(threading.Condition):
+    """A condition that knows for how long the source's thread has begun to wait each time, and whether it waits."""
+
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+        self.timeouts: list[float | None] = []
+        self.waits = False
+
+    @property
+    def begun(self) -> int:
+        return len(self.timeouts)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if threading.current_thread() not in sources():
+            return super().wait(timeout)
+        self.timeouts.append(timeout)
+        self.waits = True
+        try:
+            return super().wait(timeout)
+        finally:
+            self.waits = False
+
+
+class Time:
+    """The clock of one topic. It stands still until a test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.topic = Topic(NAME, content_type="text/plain", clock=lambda: self.now)
+        self.changed = self.topic.changed = Watched()
+
+    def jump(self, seconds: float) -> None:
+        """Time passes."""
+        with self.changed:
+            self.now += seconds
+            self.changed.notify_all()
+
+    def pass_(self, seconds: float) -> None:
+        """Time passes, and the source's thread has done what it does about it and waits again."""
+        self.settle()
+        begun = self.changed.begun
+        self.jump(seconds)
+        wait_until(lambda: self.changed.begun > begun, what="the source's thread")
+        self.settle()
+
+    def settle(self) -> None:
+        wait_until(lambda: self.changed.waits, what="the source's thread")
+
+
+@pytest.fixture
+def time() -> Iterator[Time]:
+    time = Time()
+    yield time
+    time.topic.close()
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+
+
+@pytest.fixture
+def topic(time: Time) -> Topic:
+    return time.topic
+
+
+def sources() -> list[threading.Thread]:
+    return threads(f"pushdemo-source-{NAME}")
+
+
+def produce(topic: Topic, source: Callable[[], Any], interval: float | None = INTERVAL, **options: Any) -> Producer:
+    producer = topic.source = Producer(topic, source, interval, **options)
+    return producer
+
+
+def entries(topic: Topic, count: int) -> list[str]:
+    """The first `count` entries, waited for: bodies, and the kinds of those that have none."""
+    found = []
+    for position in range(count):
+        assert topic.wait(position, PATIENCE), f"only {found}"
+        entry, _ = topic.following(position)
+        assert entry is not None
+        found.append(entry.body.decode() if entry.kind == "message" else f"({entry.kind})")
+    return found
+
+
+class Series:
+    """A source that counts, and notes when it was asked, started and closed."""
+
+    def __init__(self, time: Time, end: int = 1_000_000) -> None:
+        self.time = time
+        self.end = end
+        self.asked: list[float] = []
+        self.runs = 0
+        self.closed = 0
+
+    def call(self) -> str:
+        self.asked.append(self.time.now)
+        return f"value {len(self.asked)}"
+
+    def generate(self) -> Iterator[str]:
+        self.runs += 1
+        try:
+            for _ in range(self.end):
+                yield self.call()
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def series(time: Time) -> Series:
+    return Series(time)
+
+
+@pytest.fixture(params=["call", "generate"])
+def source(request: pytest.FixtureRequest, series: Series) -> Callable[[], Any]:
+    """The series as a function and as a generator function."""
+    return getattr(series, request.param)  # type: ignore[no-any-return]
+
+
+def test_nothing_runs_before_the_first_client(topic: Topic, series: Series, source: Callable[[], Any]) -> None:
+    produce(topic, source)
+    assert (series.asked, sources()) == ([], [])
+
+
+def test_a_value_at_once_and_then_one_every_interval(
+    time: Time, topic: Topic, series: Series, source: Callable[[], Any]
+) -> None:
+    produce(topic, source)
+    topic.join()
+    assert entries(topic, 1) == ["value 1"]
+    time.pass_(INTERVAL - 0.001)
+    time.pass_(0.001)
+    assert entries(topic, 2) == ["value 1", "value 2"]
+    time.pass_(INTERVAL)
+    assert entries(topic, 3) == ["value 1", "value 2", "value 3"]
+    assert series.asked == [100.0, 105.0, 110.0]
+
+
+def test_a_beat_that_was_missed_is_not_made_up_for(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.join()
+    entries(topic, 1)
+    time.pass_(17)
+    entries(topic, 2)
+    time.pass_(INTERVAL)
+    entries(topic, 3)
+    assert series.asked == [100.0, 117.0, 122.0]
+
+
+def test_a_beat_that_came_late_does_not_delay_the_next(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.join()
+    entries(topic, 1)
+    time.pass_(INTERVAL + 2)
+    entries(topic, 2)
+    time.pass_(INTERVAL - 2)
+    entries(topic, 3)
+    assert series.asked == [100.0, 107.0, 110.0]
+
+
+def test_one_thread_and_one_run_for_all_clients(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.generate)
+    for _ in range(20):
+        topic.join()
+    entries(topic, 1)
+    time.pass_(INTERVAL)
+    entries(topic, 2)
+    assert (len(sources()), series.runs, series.asked) == (1, 1, [100.0, 105.0])
+
+
+def test_twenty_clients_are_given_the_same_message(topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    for _ in range(20):
+        topic.join()
+    entries(topic, 1)
+    assert len({id(topic.following(0)[0]) for _ in range(20)}) == 1
+
+
+def test_the_source_stops_after_the_last_client(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.generate)
+    topic.join()
+    topic.join()
+    entries(topic, 1)
+    topic.leave()
+    time.pass_(INTERVAL)
+    entries(topic, 2)
+    topic.leave()
+    time.jump(LINGER)
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+    assert series.closed == 1
+    assert series.asked == [100.0, 105.0]
+
+
+def test_nothing_is_made_while_nobody_listens(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.join()
+    entries(topic, 1)
+    topic.leave()
+    time.pass_(LINGER - 0.001)
+    assert len(sources()) == 1
+    assert series.asked == [100.0]
+
+
+def test_a_client_that_comes_right_back_finds_the_same_run(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.generate)
+    topic.join()
+    entries(topic, 1)
+    topic.leave()
+    time.pass_(1)
+    topic.join()
+    time.pass_(INTERVAL - 1)
+    assert entries(topic, 2) == ["value 1", "value 2"]
+    assert (series.runs, series.closed) == (1, 0)
+
+
+def test_a_client_that_comes_right_back_wakes_the_source(time: Time, topic: Topic, series: Series) -> None:
+    """Its thread waits for the linger to be over; the next value may be due long before."""
+    produce(topic, series.call, linger=10 * PATIENCE)
+    topic.join()
+    entries(topic, 1)
+    time.settle()
+    topic.leave()
+    wait_until(lambda: time.changed.timeouts[-1] == 10 * PATIENCE, what="the wait for the next client")
+    time.now += INTERVAL
+    topic.join()
+    assert entries(topic, 2) == ["value 1", "value 2"]
+
+
+def test_the_thread_of_a_source_wakes_when_a_value_is_due_and_no_more_often(time: Time, topic: Topic) -> None:
+    produce(topic, Series(time).call)
+    topic.join()
+    for _ in range(10):
+        time.pass_(INTERVAL)
+    time.settle()
+    assert len(time.changed.timeouts) <= 2 * 11, "it turns without anything to do"
+    assert set(time.changed.timeouts) == {INTERVAL}
+    topic.leave()
+    time.settle()
+    wait_until(lambda: time.changed.timeouts[-1] == LINGER, what="the wait for the next client")
+
+
+def test_a_topic_that_others_publish_to_does_not_hurry_its_source(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.join()
+    entries(topic, 1)
+    time.settle()
+    for number in range(20):
+        topic.publish(str(number))
+    time.settle()
+    assert series.asked == [100.0]
+    assert set(time.changed.timeouts) == {INTERVAL}
+
+
+def test_a_source_that_is_closed_before_its_first_client_never_runs(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    topic.close()
+    topic.join()
+    assert (series.asked, sources()) == ([], [])
+
+
+def stopped(time: Time, topic: Topic) -> None:
+    """One message was made, and the source stopped."""
+    topic.join()
+    entries(topic, 1)
+    topic.leave()
+    time.jump(LINGER)
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+
+
+def test_a_client_that_comes_later_finds_a_new_run(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.generate)
+    stopped(time, topic)
+    topic.join()
+    entries(topic, 2)
+    assert (series.runs, series.asked) == (2, [100.0, 100.0 + LINGER])
+
+
+def test_who_comes_later_is_not_shown_the_old_message_first(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call)
+    stopped(time, topic)
+    topic.join()
+    start = topic.newest()
+    assert topic.wait(1, PATIENCE)
+    message, _ = topic.following(start)
+    assert message is not None
+    assert message.body == b"value 2"
+
+
+def test_who_comes_right_behind_a_message_is_shown_it(time: Time, topic: Topic, series: Series) -> None:
+    """However soon: a listener comes before the source's thread has done anything more."""
+    produce(topic, series.call)
+    begins: list[int] = []
+    topic.listen(lambda changed: begins.append(changed.newest()))
+    topic.join()
+    entries(topic, 1)
+    time.pass_(INTERVAL)
+    assert begins == [0, 1]
+
+
+def test_a_reload_does_not_hurry_the_source(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.call, interval=60.0)
+    stopped(time, topic)
+    topic.join()
+    newest, _ = topic.following(topic.newest())
+    assert newest is not None
+    assert newest.body == b"value 1", "it is not old yet"
+    time.pass_(60 - LINGER)
+    entries(topic, 2)
+    assert series.asked == [100.0, 160.0]
+
+
+def test_a_message_is_old_when_the_next_is_due(time: Time, topic: Topic, series: Series) -> None:
+    """Who comes at that very moment is not shown it, while the source makes the next."""
+    begins: list[int] = []
+
+    def source() -> str:
+        begins.append(topic.newest())
+        return series.call()
+
+    produce(topic, source, interval=LINGER)
+    stopped(time, topic)
+    assert topic.newest() == 1
+    topic.join()
+    entries(topic, 2)
+    assert begins == [0, 1]
+    assert series.asked == [100.0, 100.0 + LINGER]
+
+
+def test_a_finished_generator_ends_the_topic(time: Time, topic: Topic) -> None:
+    series = Series(time, end=2)
+    produce(topic, series.generate, interval=None)
+    topic.join()
+    assert entries(topic, 2) == ["value 1", "value 2"]
+    wait_until(lambda: topic.ended, what="the end of the topic")
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+    assert series.closed == 1
+
+
+def test_a_finished_source_is_not_run_again(time: Time, topic: Topic) -> None:
+    series = Series(time, end=1)
+    produce(topic, series.generate, interval=None)
+    topic.join()
+    wait_until(lambda: topic.ended, what="the end of the topic")
+    topic.leave()
+    topic.join()
+    assert series.runs == 1
+
+
+def test_a_generator_without_an_interval_sets_its_own_pace(time: Time, topic: Topic) -> None:
+    produce(topic, Series(time, end=50).generate, interval=None)
+    topic.join()
+    assert entries(topic, 50)[-1] == "value 50"
+    assert time.now == 100.0
+
+
+def test_the_application_closes_a_running_generator(topic: Topic, series: Series) -> None:
+    produce(topic, series.generate)
+    topic.join()
+    entries(topic, 1)
+    topic.close()
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+    assert series.closed == 1
+
+
+class Failing:
+    """A source that fails at the calls that it is told to fail at; the first is 1."""
+
+    def __init__(self, time: Time, *failures: int) -> None:
+        self.time = time
+        self.failures = failures
+        self.asked: list[float] = []
+
+    def call(self) -> str:
+        self.asked.append(self.time.now)
+        if len(self.asked) in self.failures:
+            raise OSError("the password is swordfish")
+        return f"value {len(self.asked)}"
+
+    def generate(self) -> Iterator[str]:
+        while True:
+            yield self.call()
+
+
+def attempts(time: Time, source: Failing, pauses: list[float]) -> None:
+    """Let so many seconds pass in turn, each up to one more attempt, and none before."""
+    for pause in pauses:
+        before = len(source.asked)
+        time.pass_(pause - 0.001)
+        assert len(source.asked) == before, f"tried before {pause} s were over"
+        time.pass_(0.001)
+        assert len(source.asked) == before + 1, f"not tried when {pause} s were over"
+
+
+@pytest.mark.parametrize("kind", ["call", "generate"])
+def test_a_failing_source_is_retried_with_a_growing_pause(time: Time, topic: Topic, kind: str) -> None:
+    source = Failing(time, *range(1, 100))
+    produce(topic, getattr(source, kind))
+    topic.join()
+    wait_until(lambda: topic.head, what="the notice")
+    attempts(time, source, [5, 10, 20, 40, LONGEST_PAUSE, LONGEST_PAUSE])
+
+
+def test_a_failing_source_is_told_once_and_logged_once(
+    time: Time, topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Failing(time, 2, 3, 4)
+    produce(topic, source.call)
+    with caplog.at_level(logging.INFO, "pushdemo"):
+        topic.join()
+        entries(topic, 1)
+        attempts(time, source, [5, 5, 10, 20])
+        assert entries(topic, 3) == ["value 1", "(failing)", "value 5"]
+    (record,) = caplog.records
+    assert record.getMessage() == "the source of topic produced failed; next try in 5 s"
+    assert record.exc_info is not None
+    assert "swordfish" in str(record.exc_info[1])
+
+
+def test_a_source_that_fails_again_is_told_again(time: Time, topic: Topic) -> None:
+    source = Failing(time, 1, 3)
+    produce(topic, source.call)
+    topic.join()
+    entries(topic, 1)
+    attempts(time, source, [5, 5, 5])
+    assert entries(topic, 4) == ["(failing)", "value 2", "(failing)", "value 4"]
+
+
+def test_a_value_that_is_no_body_is_a_failure_and_no_end(time: Time, topic: Topic) -> None:
+    values = iter([7, "text"])
+    produce(topic, lambda: next(values))
+    topic.join()
+    entries(topic, 1)
+    time.pass_(INTERVAL)
+    assert entries(topic, 2) == ["(failing)", "text"]
+
+
+def test_a_failing_source_stops_too_when_nobody_listens(time: Time, topic: Topic) -> None:
+    produce(topic, Failing(time, *range(1, 100)).call)
+    topic.join()
+    entries(topic, 1)
+    topic.leave()
+    time.jump(LINGER)
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+
+
+def test_an_error_while_a_generator_is_closed_is_logged(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
+    def source() -> Iterator[str]:
+        try:
+            yield "value"
+        finally:
+            raise OSError("while closing")
+
+    produce(topic, source)
+    topic.join()
+    entries(topic, 1)
+    topic.close()
+    wait_until(lambda: not sources(), what="the end of the source's thread")
+    assert [record.getMessage() for record in caplog.records] == ["a source's generator raised while it was closed"]
+
+
+def test_the_source_runs_within_the_context_that_it_is_given(topic: Topic) -> None:
+    place: ContextVar[str] = ContextVar("place", default="nowhere")
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        token = place.set("the application")
+        yield
+        place.reset(token)
+
+    produce(topic, place.get, around=around)
+    topic.join()
+    assert entries(topic, 1) == ["the application"]
+
+
+async def coroutine() -> str:
+    return "value"
+
+
+async def asynchronous() -> Any:
+    yield "value"
+
+
+@pytest.mark.parametrize("source", [coroutine, asynchronous])
+def test_an_asynchronous_source_is_refused(source: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="the source of topic produced must be a function or a generator function"):
+        Producer(Topic(NAME), source, INTERVAL)
+
+
+@pytest.mark.parametrize("interval", [None, 0, -1.0])
+def test_a_function_without_an_interval_is_refused(interval: float | None) -> None:
+    with pytest.raises(ValueError, match="interval"):
+        Producer(Topic(NAME), lambda: "value", interval)
+
+
+def test_a_negative_interval_is_refused(series: Series) -> None:
+    with pytest.raises(ValueError, match="interval"):
+        Producer(Topic(NAME), series.generate, -1.0)
+
+
+def test_a_source_with_a_long_interval_stops_no_later() -> None:
+    topic = Topic(NAME, content_type="text/plain")
+    closed = threading.Event()
+
+    def source() -> Iterator[str]:
+        try:
+            yield "value"
+        finally:
+            closed.set()
+
+    produce(topic, source, interval=10 * PATIENCE, linger=0.01)
+    topic.join()
+    entries(topic, 1)
+    topic.leave()
+    try:
+        assert closed.wait(PATIENCE), "it waits for its interval to be over"
+    finally:
+        topic.close()
+
+
+def test_who_starts_a_series_gets_it_from_the_beginning() -> None:
+    for _ in range(300):  # the source's thread must never be ahead of the client that starts it
+        topic = Topic(NAME, content_type="text/plain")
+        produce(topic, lambda: (yield from "abc"), interval=None)
+        body = b"".join(Subscription(topic, jsonlines, Pace()))
+        assert [json.loads(line).get("content") for line in body.splitlines()] == [None, "a", "b", "c", None]
