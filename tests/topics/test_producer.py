@@ -437,6 +437,14 @@ def test_a_failing_source_is_told_once_and_logged_once(
     assert "swordfish" in str(record.exc_info[1])
 
 
+def test_who_comes_to_a_source_that_has_only_failed_is_told(time: Time, topic: Topic) -> None:
+    produce(topic, Failing(time, *range(1, 100)).call)
+    topic.join()
+    assert entries(topic, 1) == ["(failing)"]
+    time.settle()
+    assert topic.newest() == 0
+
+
 def test_a_source_that_fails_again_is_told_again(time: Time, topic: Topic) -> None:
     source = Failing(time, 1, 3)
     produce(topic, source.call)

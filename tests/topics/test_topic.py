@@ -266,6 +266,7 @@ def test_the_catalogue_says_which_topics_there_are() -> None:
     topics = Topics()
     topics.add(topic())
     assert list(topics) == ["news"]
+    assert ("news" in topics, "weather" in topics) == (True, False)
     with pytest.raises(KeyError, match="no topic weather; there are: news"):
         topics["weather"]
     with pytest.raises(ValueError, match="there is a topic news already"):
