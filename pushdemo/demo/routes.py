@@ -15,8 +15,8 @@ from pyramid.response import Response
 from pushdemo.demo.sources import chart, load
 from pushdemo.demo.sources.clock import data_stream
 from pushdemo.demo.views import status
+from pushdemo.web import health, prometheus
 from pushdemo.web import status as own
-from pushdemo.web.prometheus import prometheus_registry
 from pushdemo.web.settings import Settings, SettingsError
 
 # Route, title and a sentence for those who look for it: the front door and the navigation show them in this order.
@@ -44,8 +44,9 @@ def includeme(config: Configurator) -> None:
     config.add_route("lines", "/document/lines")
     config.add_route("job", "/job")
     config.add_route("run", "/job/run")
-    config.add_route("live", "/health/live")
-    config.add_route("ready", "/health/ready")
+    for view in (health.live, health.ready):
+        config.add_route(view.__name__, f"/health/{view.__name__}")
+        config.add_view(view, route_name=view.__name__, request_method="GET", renderer="json", http_cache=0)
     _add_status(config)
     config.add_subscriber(_add_pages, BeforeRender)
     for name in [*(route for route, _, _ in PAGES), "live", "ready", "metrics"]:
@@ -68,7 +69,7 @@ def _add_status(config: Configurator) -> None:
     registry = config.registry
     parts = (registry[f"pushdemo.{part}"] for part in ("backend", "topics", "clients", "generators", "caches"))
     report = registry["pushdemo.status"] = own.Status(*parts)
-    registry["pushdemo.prometheus"] = prometheus_registry(report)
+    registry["pushdemo.prometheus"] = prometheus.prometheus_registry(report)
     config.add_topic("status", report.report, interval=own.INTERVAL, content_type="application/json", shared=False)
     settings: Settings = registry["pushdemo.settings"]
     guard = {"permission": settings.status_permission} if settings.status_permission else {}
@@ -80,7 +81,7 @@ def _add_status(config: Configurator) -> None:
     config.add_view(status.status_page, renderer="pushdemo.demo:templates/status.jinja2", accept="text/html", **page)
     config.add_view(status.status_json, renderer="json", accept="application/json", **page)
     config.add_view(status.status_stream, route_name="status_stream", **guard)
-    config.add_view(status.metrics, route_name="metrics", request_method="GET", **guard)
+    config.add_view(prometheus.metrics, route_name="metrics", request_method="GET", **guard)
 
 
 def _check_policy(event: ApplicationCreated) -> None:

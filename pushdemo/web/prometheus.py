@@ -1,4 +1,4 @@
-"""The figures as Prometheus has them: read from the plain counters when it comes to scrape. Any thread."""
+"""An application's figures for Prometheus, read from the plain counters when it scrapes them. Any thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from pyramid.request import Request
+from pyramid.response import Response
 
 from pushdemo.web.status import Status
 
@@ -38,7 +41,7 @@ class StatusCollector(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything now."""
+        """Yield all figures as they are now."""
         counters = self._status.clients.counters
         streams = counters.figures().items()
         for field, family, meaning in _STREAMS:
@@ -88,8 +91,15 @@ class StatusCollector(Collector):
 
 
 def prometheus_registry(status: Status) -> CollectorRegistry:
-    """A registry of this application's own, with its figures and those of the process."""
+    """Return a registry with the figures of this application and of its process."""
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
     ProcessCollector(registry=registry)
     return registry
+
+
+def metrics(request: Request) -> Response:
+    """View: the figures of `registry["pushdemo.prometheus"]` in Prometheus's text format, or OpenMetrics on request."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    body = encode(request.registry["pushdemo.prometheus"])
+    return Response(body=body, headerlist=[("Content-Type", content_type), ("Vary", "Accept")])

@@ -1,7 +1,4 @@
-"""The source of `/status`: an application's own figures, as they are served to people, scripts and Prometheus.
-
-They are of this process alone. Any thread.
-"""
+"""An application's own figures, of this process alone, for people, scripts and Prometheus. Any thread."""
 
 from __future__ import annotations
 
@@ -16,10 +13,9 @@ from pushdemo.web.push import Clients
 from pushdemo.web.sessions import Sessions
 
 INTERVAL = 2.0  # seconds from one message to the next
-_SHORTEST = 1.0  # seconds over which a rate is said
+_SHORTEST = 1.0  # seconds that a rate covers at least
 
-# Why a request was refused, by what it asked for and the HTTP status: what web/push.py and web/json_yield.py say to
-# clients.
+# Why requests are refused, by what they asked for and the HTTP status. web/push.py and web/json_yield.py refuse them.
 REASONS = {
     ("topic", 400): "an unknown transport or topic, or a query that cannot be read",
     ("topic", 405): "a method other than GET",
@@ -37,14 +33,14 @@ REASONS = {
 
 
 class Reading(NamedTuple):
-    """What has been counted up to `time`."""
+    """The figures at `time`."""
 
     time: float
     figures: dict[tuple[str, str], Figures]
 
 
 class Status:
-    """What the counters of the parts of one application say."""
+    """Reads the counters of one application's parts."""
 
     def __init__(self, backend: Backend, topics: Topics, clients: Clients, sessions: Sessions, caches: Caches) -> None:
         self.backend = backend
@@ -56,7 +52,7 @@ class Status:
         self._before = self._last = Reading(clients.counters.started, {})
 
     def report(self) -> dict[str, Any]:
-        """All figures, for JSON; rates are over the last seconds in which anyone asked, as `rates_over` says."""
+        """Return all figures, ready for JSON. Rates cover the last `rates_over` seconds."""
         counters = self.clients.counters
         now = Reading(counters.clock(), counters.figures())
         before = self._base(now)
@@ -106,7 +102,7 @@ class Status:
         }
 
     def _base(self, now: Reading) -> Reading:
-        """The reading that rates are counted from."""
+        """Return the reading that rates are counted from."""
         with self._lock:
             if now.time - self._last.time >= _SHORTEST:
                 self._before, self._last = self._last, now

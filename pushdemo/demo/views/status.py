@@ -1,4 +1,4 @@
-"""`/status` for people and scripts, its topic, and `/metrics` for Prometheus. Threads: the server's.
+"""`/status` for people and scripts, and its topic. Threads: the server's.
 
 routes.py registers these, since the ini says whether they need a permission.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client.exposition import choose_encoder
 from pyramid.request import Request
 from pyramid.response import Response
 
@@ -29,10 +28,3 @@ def status_json(request: Request) -> dict[str, Any]:
 def status_stream(request: Request) -> Response:
     """The topic `status`: the figures as JSON, again and again."""
     return request.push("status")
-
-
-def metrics(request: Request) -> Response:
-    """The figures in Prometheus's text format, or OpenMetrics where that is asked for."""
-    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    body = encode(request.registry["pushdemo.prometheus"])
-    return Response(body=body, headerlist=[("Content-Type", content_type), ("Vary", "Accept")])
