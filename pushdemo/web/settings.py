@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 PREFIX = "pushdemo."
@@ -145,30 +147,51 @@ class Settings:
         """
         table = {row.metadata["key"]: row for row in fields(cls) if row.metadata}
         values: dict[str, Any] = {"memorize_durations": {}}
-        for key, text in ini.items():
+        for key, given in ini.items():
             if not key.startswith(PREFIX):
                 continue
             if named := _FUNCTION.fullmatch(key):
                 row = table["pushdemo.memorize.duration"]
-                values["memorize_durations"][named[1]] = _converted(key, text, row)
+                values["memorize_durations"][named[1]] = _converted(key, given, row)
                 continue
             if key not in table:
                 near = difflib.get_close_matches(key, table, n=1, cutoff=0.0)[0]
-                given = "(not shown)" if table[near].metadata["secret"] else text
+                shown = "(not shown)" if table[near].metadata["secret"] else given
                 known = ", ".join(sorted(table))
-                raise SettingsError(f"unknown setting {key} = {given}; did you mean {near}? Known: {known}")
+                raise SettingsError(f"unknown setting {key} = {shown}; did you mean {near}? Known: {known}")
             row = table[key]
-            values[row.name] = _converted(key, text, row)
+            values[row.name] = _converted(key, given, row)
         return cls(**values)
 
 
-def _converted(key: str, text: Any, row: Field[Any]) -> Any:
+def _looked_up(key: str, given: Any) -> Any:
+    """Return the value that `env:NAME` or `file:PATH` stands for; anything else is the value itself.
+
+    It keeps secrets out of the ini, which PasteDeploy can fill in from nowhere else. Raises SettingsError for a
+    variable that is not set and for a file that cannot be read.
+    """
+    kind, colon, place = str(given).strip().partition(":")
+    if kind == "env" and colon:
+        if place not in os.environ:
+            raise SettingsError(f"{key} = {given}: the environment variable {place} is not set")
+        return os.environ[place]
+    if kind == "file" and colon:
+        try:
+            return Path(place).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise SettingsError(f"{key} = {given}: the file cannot be read: {reason}") from None
+    return given
+
+
+def _converted(key: str, given: Any, row: Field[Any]) -> Any:
     convert = row.metadata["convert"]
+    text = str(_looked_up(key, given)).strip()
     try:
-        return convert(str(text).strip())
+        return convert(text)
     except ValueError:
-        given = "(not shown)" if row.metadata["secret"] else text
-        raise SettingsError(f"{key} = {given}: must be {convert.__doc__}, such as {_shown(row.default)}") from None
+        shown = "(not shown)" if row.metadata["secret"] else given
+        raise SettingsError(f"{key} = {shown}: must be {convert.__doc__}, such as {_shown(row.default)}") from None
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,43 @@ def test_values_are_read_by_their_type() -> None:
 
 def test_numbers_of_python_are_taken_as_an_ini_has_them() -> None:
     assert Settings.from_ini({"pushdemo.interval": 2, "pushdemo.history": 3}) == Settings(interval=2.0, history=3)
+
+
+def test_a_value_may_be_in_the_environment_or_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "redis"
+    secret.write_text("redis://:swordfish@example.org/0\n")
+    monkeypatch.setenv("PUSH_HISTORY", "7")
+    monkeypatch.setenv("PUSH_PRICE_DURATION", " 2.5 ")
+    settings = Settings.from_ini(
+        {
+            "pushdemo.redis_url": f"file:{secret}",
+            "pushdemo.history": "env:PUSH_HISTORY",
+            "pushdemo.memorize.price.duration": "env:PUSH_PRICE_DURATION",
+        }
+    )
+    assert settings.redis_url == "redis://:swordfish@example.org/0"
+    assert (settings.history, settings.memorize_durations) == (7, {"price": 2.5})
+
+
+def test_a_secret_that_is_missing_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert refused({"pushdemo.redis_url": "env:REDIS_URL"}) == (
+        "pushdemo.redis_url = env:REDIS_URL: the environment variable REDIS_URL is not set"
+    )
+    missing = tmp_path / "redis"
+    assert refused({"pushdemo.redis_url": f"file:{missing}"}) == (
+        f"pushdemo.redis_url = file:{missing}: the file cannot be read: No such file or directory"
+    )
+    missing.write_bytes(b"\xff")
+    assert "it is not text in UTF-8" in refused({"pushdemo.redis_url": f"file:{missing}"})
+
+
+def test_a_wrong_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "swordfish")
+    monkeypatch.setenv("HISTORY", "swordfish")
+    assert "swordfish" not in refused({"pushdemo.redis_url": "env:REDIS_URL"})
+    said = refused({"pushdemo.history": "env:HISTORY"})
+    assert said.startswith("pushdemo.history = env:HISTORY: must be")
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:
