@@ -37,11 +37,6 @@ class RedisBackend:
         self._reader.follow(self._forgotten)
 
     @property
-    def address(self) -> str:
-        """Where Redis is: host and port, or a path."""
-        return self._link.address
-
-    @property
     def trouble(self) -> str:
         return self._link.trouble
 

@@ -126,8 +126,8 @@ class RedisProducer(Producer):
         """Renew the lease, or try to get it; let it go when nobody here listens. Raises RedisUnavailableError."""
         topic = self.topic
         with topic.changed:
-            wanted = topic.clients > 0 and not (topic.ended or topic.closed or self._closed)
-            lease, running = self.lease, self._running
+            wanted = topic.clients > 0 and not (topic.ended or topic.closed or self.closed)
+            lease, running = self.lease, self.running
             if not wanted and lease is None:
                 self._renewals.discard(self.beat)
                 self._elsewhere = False
@@ -176,7 +176,7 @@ class RedisProducer(Producer):
     def _win(self, lease: Lease) -> None:
         with self.topic.changed:
             self.lease = lease
-            self._due = self._due_after_newest()  # on the beat of whoever had it before
+            self.due = self._due_after_newest()  # on the beat of whoever had it before
             super().start()
         log.info("this node makes the messages of topic %s", self.topic.name)
 
@@ -186,8 +186,7 @@ class RedisProducer(Producer):
             if self.lease != lease:
                 return
             self.lease = None
-            self._left = float("-inf")
-            self.topic.changed.notify_all()
+            self.halt()
         log.info("another node may make the messages of topic %s now", self.topic.name)
 
     def _due_after_newest(self) -> float:
@@ -202,7 +201,7 @@ class RedisProducer(Producer):
     def _finish(self) -> None:
         self._say(b"", "end")
         with self.topic.changed:
-            self._running = False
+            self.running = False
 
     def _tell_failing(self) -> None:
         self._say(b"", "failing")
@@ -210,7 +209,7 @@ class RedisProducer(Producer):
     def _say(self, body: bytes, kind: Kind | Literal["end"]) -> None:
         """Publish under the lease, as soon as Redis takes it; without the lease it is another node's to say."""
         nonce = os.urandom(8).hex()
-        while (lease := self.lease) and not self._closed:
+        while (lease := self.lease) and not self.closed:
             try:
                 self.topic.append(body, kind, lease, nonce)
                 return

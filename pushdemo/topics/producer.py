@@ -50,27 +50,27 @@ class Producer:
         self._source = source
         self._around = around
         self._linger = linger
-        self._running = False  # a thread is at work; under the topic's lock, as are the next two
+        self.running = False  # a thread is at work; under the topic's lock, as are the next two
         self._left: float | None = None  # when the last client went
-        self._due = 0.0  # when the next value is wanted: kept over a stop, so that a reload does not hurry the source
+        self.due = 0.0  # when the next value is wanted: kept over a stop, so that a reload does not hurry the source
         self._fresh = True  # since it began to run, it has made a value, or the last one was not old yet
-        self._closed = False
+        self.closed = False
 
     # -- called by the topic, under its lock
 
     @property
     def fresh(self) -> bool:
         """See Source."""
-        return self._fresh if self._running else self.topic.clock() < self._due
+        return self._fresh if self.running else self.topic.clock() < self.due
 
     def start(self) -> None:
         """The first client has come."""
         self._left = None
-        if self._running:
+        if self.running:
             self.topic.changed.notify_all()
-        elif not self._closed:
-            self._running = True
-            self._fresh = self.topic.clock() < self._due
+        elif not self.closed:
+            self.running = True
+            self._fresh = self.topic.clock() < self.due
             threading.Thread(target=self._run, name=f"pushdemo-source-{self.topic.name}", daemon=True).start()
 
     def stop(self) -> None:
@@ -80,7 +80,12 @@ class Producer:
 
     def close(self) -> None:
         """The application stops."""
-        self._closed = True
+        self.closed = True
+
+    def halt(self) -> None:
+        """The thread is to end at its next look, without waiting for another client."""
+        self._left = -math.inf
+        self.topic.changed.notify_all()
 
     # -- the source's own thread
 
@@ -115,25 +120,25 @@ class Producer:
         """Wait until a value is due and wanted; False when it is not wanted any more."""
         clock = self.topic.clock
         with self.topic.changed:
-            while not (self._closed or self.topic.ended):
+            while not (self.closed or self.topic.ended):
                 now = clock()
-                remaining = self._due - now if self._left is None else self._left + self._linger - now
+                remaining = self.due - now if self._left is None else self._left + self._linger - now
                 if remaining > 0:
                     self.topic.changed.wait(remaining)
                 elif self._left is None:
                     # On the beat where it can be kept; a beat that was missed is not made up for.
-                    self._due = self._due + self.interval if self._due + self.interval > now else now + self.interval
+                    self.due = self.due + self.interval if self.due + self.interval > now else now + self.interval
                     return True
                 else:
                     break
-            self._running = False
+            self.running = False
             return False
 
     def _failed(self, failures: int) -> None:
         """Tell the clients and the log once, and leave the source alone for a while, each time for longer."""
         pause = min(LONGEST_PAUSE, (self.interval or 1.0) * 2 ** min(failures - 1, 16))
         with self.topic.changed:
-            self._due = self.topic.clock() + pause
+            self.due = self.topic.clock() + pause
         if failures == 1:
             log.exception("the source of topic %s failed; next try in %.3g s", self.topic.name, pause)
             self._tell_failing()

@@ -9,6 +9,7 @@ import pytest
 from pyramid.config import Configurator
 from webtest import TestApp
 
+from pushdemo.redis.connection import Link
 from pushdemo.topics.producer import Producer
 from pushdemo.topics.topic import Topic
 from pushdemo.web.broker import InProcess
@@ -43,9 +44,8 @@ def test_without_a_url_everything_is_in_the_process() -> None:
     ],
 )
 def test_three_schemes_are_taken(url: str, address: str) -> None:
-    backend = application(url)
-    assert isinstance(backend, RedisBackend)
-    assert backend.address == address
+    assert isinstance(application(url), RedisBackend)
+    assert Link(url).address == address
 
 
 @pytest.mark.parametrize("url", ["http://:swordfish@example.org", "localhost:6379", "redis+sentinel://:swordfish@h/0"])
