@@ -15,7 +15,7 @@ def main(global_config: dict[str, str] | None = None, **settings: Any) -> Router
         try:
             config.include("pyramid_jinja2")
             config.include("pushdemo.demo.routes")
-            config.scan("pushdemo.demo.views")
+            config.scan("pushdemo.demo")
         except ModuleNotFoundError as error:
             message = f'the demo application needs {error.name}: pip install "pushdemo[demo]"'
             raise ModuleNotFoundError(message, name=error.name) from error

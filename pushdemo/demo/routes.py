@@ -12,14 +12,13 @@ from pyramid.interfaces import ISecurityPolicy
 from pyramid.request import Request
 from pyramid.response import Response
 
-from pushdemo.demo.sources import chart, load
-from pushdemo.demo.sources.clock import data_stream
-from pushdemo.demo.views import status
+from pushdemo.demo import chart, load, status
+from pushdemo.demo.home import data_stream
 from pushdemo.web import health, prometheus
 from pushdemo.web import status as own
 from pushdemo.web.settings import Settings, SettingsError
 
-# Route, title and a sentence for those who look for it: the front door and the navigation show them in this order.
+# Route, title and a sentence, in the order of the front page and the navigation.
 PAGES = (
     ("home", "Messages", "What the server knows, as it learns it."),
     ("load", "Load", "What this machine is doing, as a picture that moves without a script."),
@@ -31,7 +30,7 @@ PAGES = (
 
 
 def includeme(config: Configurator) -> None:
-    """Routes, static files and topics of the demo."""
+    """Add the demo's routes, static files and topics."""
     config.add_static_view("static", "pushdemo:static", cache_max_age=60)
     config.add_static_view("demo", "pushdemo.demo:static", cache_max_age=60)
     config.add_topic("server", data_stream)
@@ -50,22 +49,22 @@ def includeme(config: Configurator) -> None:
     _add_status(config)
     config.add_subscriber(_add_pages, BeforeRender)
     for name in [*(route for route, _, _ in PAGES), "live", "ready", "metrics"]:
-        config.add_view(_method_not_allowed, route_name=name)  # where no view takes the method
+        config.add_view(_method_not_allowed, route_name=name)  # for a method without a view
 
 
 def _add_load(config: Configurator) -> None:
     machine = load.Load()
     config.add_topic("load", machine.line, interval=load.INTERVAL, shared=False)
-    for name, width in (("load.chart", chart.WIDE), ("load.chart.narrow", chart.NARROW)):
+    for name, width in (("load.chart", load.WIDE), ("load.chart.narrow", load.NARROW)):
         pictures = partial(chart.pictures, machine, width)
-        config.add_topic(name, pictures, interval=0, content_type=chart.SVG, shared=False)  # at its own pace
+        config.add_topic(name, pictures, interval=0, content_type=chart.SVG, shared=False)  # the source paces itself
     config.add_route("load", "/load")
     config.add_route("load_figures", "/load/index")
     config.add_route("load_chart", "/load/chart")
 
 
 def _add_status(config: Configurator) -> None:
-    """What an operator looks at. Its figures must not keep the registry, whose end is the application's."""
+    """Add what an operator looks at. `Status` must not refer to the registry, which would then never be freed."""
     registry = config.registry
     parts = (registry[f"pushdemo.{part}"] for part in ("backend", "topics", "clients", "generators", "caches"))
     report = registry["pushdemo.status"] = own.Status(*parts)

@@ -16,9 +16,9 @@ from pyramid.router import Router
 from webtest import TestApp
 
 from pushdemo.demo import main
-from pushdemo.demo.sources.document import document, lines
-from pushdemo.demo.sources.job import ALGORITHMS, hash_files, standard_library
-from pushdemo.demo.sources.primes import primes
+from pushdemo.demo.document import document, lines
+from pushdemo.demo.job import ALGORITHMS, hash_files, standard_library
+from pushdemo.demo.primes import primes
 from pushdemo.web.sessions import Sessions
 
 

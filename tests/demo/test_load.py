@@ -15,10 +15,9 @@ import pytest
 from pyramid.router import Router
 from webtest import TestApp
 
-from pushdemo.demo import main
-from pushdemo.demo.sources import chart
-from pushdemo.demo.sources.chart import NARROW, WIDE, draw, pictures
-from pushdemo.demo.sources.load import INTERVAL, WINDOW, Load, Sample, described
+from pushdemo.demo import chart, main
+from pushdemo.demo.chart import draw, pictures
+from pushdemo.demo.load import INTERVAL, NARROW, WIDE, WINDOW, Load, Sample, described
 from tests.support import Client, port_of, serving
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -14,8 +14,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pushdemo.demo import main
-from pushdemo.demo.sources.document import document
-from pushdemo.demo.sources.job import hash_files, standard_library
+from pushdemo.demo.document import document
+from pushdemo.demo.job import hash_files, standard_library
 from pushdemo.web.sessions import Sessions
 from tests.support import chromium, port_of, require, serving
 

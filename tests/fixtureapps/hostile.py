@@ -27,6 +27,6 @@ def main(global_config: dict[str, str] | None = None, **settings: Any) -> Router
         config.include("pushdemo")
         config.include("pyramid_jinja2")
         config.include("pushdemo.demo.routes")
-        config.scan("pushdemo.demo.views")
+        config.scan("pushdemo.demo")
         config.add_topic("server", hostile)
         return config.make_wsgi_app()

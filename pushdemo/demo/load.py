@@ -1,23 +1,31 @@
-"""The source of `/load`: what this machine is doing, by psutil. Any thread; a sample is taken once for whoever asks."""
+"""The page `/load`: this machine's load as figures and as a picture, which chart.py draws. Any thread."""
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.view import view_config
 
 INTERVAL = 2.0  # seconds from one sample to the next
 WINDOW = 120.0  # seconds for which samples are kept
 _FIRST = 0.25  # seconds over which the first one is taken
-_EARLY = 0.75  # of an interval, after which a sample is old: sources that wake apart share one, and none has it twice
+_EARLY = 0.75  # of an interval: the age at which a sample is replaced, so that sources that wake apart share one
+
+# The size of the picture in user units, which are pixels where it is not scaled.
+WIDE, NARROW = 960, 430
+HEIGHT = 620
 
 
 class Sample(NamedTuple):
-    """The load between two readings: `cores` in percent of each, memory in bytes, the network in bytes a second."""
+    """The load between two readings: `cores` in percent, memory in bytes, the network in bytes a second."""
 
     time: float
     cores: tuple[float, ...]
@@ -28,7 +36,7 @@ class Sample(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """What the system has counted up to `time`: seconds of each core, and bytes of all network interfaces."""
+    """The system's counters at `time`: seconds of each core, and bytes of all network interfaces."""
 
     time: float
     total: tuple[float, ...]
@@ -38,21 +46,23 @@ class _Reading(NamedTuple):
 
 
 class Load:
-    """The machine's load over the last WINDOW seconds. `clock` and `sleep` count seconds."""
+    """The samples of the last WINDOW seconds. `clock` and `sleep` count in seconds."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], object] = time.sleep
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._lock = threading.Lock()  # guards the two below; held while a sample is taken, so that it is taken once
+        self._lock = (
+            threading.Lock()
+        )  # guards the two below; held while a sample is taken, so that all callers share it
         self._samples: deque[Sample] = deque()
         self._reading: _Reading | None = None
 
     def samples(self) -> list[Sample]:
-        """The samples, oldest first; the last is new, or less than an interval old.
+        """Return the samples, oldest first; the last one is less than an interval old.
 
-        After a pause in which nobody asked they begin anew, and this takes a quarter of a second.
+        After a pause without a call the samples begin anew, and this call takes a quarter of a second.
         """
         with self._lock:
             now = self._clock()
@@ -66,7 +76,7 @@ class Load:
             return list(self._samples)
 
     def line(self) -> str:
-        """The newest sample as a line: `CPU: 12 %; core 0: 20 %; ...`."""
+        """Return the newest sample as a line: `CPU: 12 %; core 0: 20 %; ...`."""
         return "; ".join(f"{name}: {value}" for name, value in described(self.samples()[-1]).items())
 
     def _take(self) -> None:
@@ -80,7 +90,7 @@ class Load:
                 _busy(before, now),
                 memory.total - memory.available,
                 memory.total,
-                max(0, now.received - before.received) / seconds,  # an interface that goes takes its count along
+                max(0, now.received - before.received) / seconds,  # the count of an interface that goes away is lost
                 max(0, now.sent - before.sent) / seconds,
             )
         )
@@ -114,7 +124,7 @@ def _percent(total: float, idle: float) -> float:
 
 
 def described(sample: Sample) -> dict[str, str]:
-    """The figures of a sample with their units, by their names."""
+    """Return the figures of a sample with their units, keyed by name."""
     cores = {f"core {number}": f"{percent:.0f} %" for number, percent in enumerate(sample.cores)}
     return {
         "CPU": f"{sum(sample.cores) / max(1, len(sample.cores)):.0f} %",
@@ -123,3 +133,32 @@ def described(sample: Sample) -> dict[str, str]:
         "received": f"{sample.received / 1000:,.1f} kB/s",
         "sent": f"{sample.sent / 1000:,.1f} kB/s",
     }
+
+
+@view_config(route_name="load", request_method="GET", renderer="pushdemo.demo:templates/load.jinja2")
+def load_page(request: Request) -> dict[str, Any]:
+    """Return what the template shows. `version` makes the picture's URL unique.
+
+    Firefox lets a request wait for another one with the same URL.
+    """
+    return {
+        "interval": INTERVAL,
+        "minutes": WINDOW / 60,
+        "heartbeat": request.registry["pushdemo.settings"].heartbeat,
+        "version": secrets.token_hex(4),
+        "height": HEIGHT,
+        "wide": WIDE,
+        "narrow": NARROW,
+    }
+
+
+@view_config(route_name="load_figures")
+def load_figures(request: Request) -> Response:
+    """Stream the topic `load`: a line of text in XML."""
+    return request.push("load")
+
+
+@view_config(route_name="load_chart")
+def load_chart(request: Request) -> Response:
+    """Stream the pictures for an `<img>`; `?width=narrow` is drawn for a phone."""
+    return request.push("load.chart.narrow" if request.GET.get("width") == "narrow" else "load.chart")

@@ -1,7 +1,7 @@
-"""The load as a picture: an SVG by pygal, without a script, drawn once for all who look. Any thread.
+"""Draws the load as an SVG without scripts, by pygal. Any thread.
 
-Of the libraries that were tried on lines of two minutes, pygal drew them in 12 ms of CPU time and brings 2 MB;
-matplotlib took 129 ms and Altair 101 ms, and either brings above 100 MB. leather took 3 ms, and calls itself an alpha.
+Measured on lines of two minutes: pygal needs 12 ms of CPU time and installs 2 MB. matplotlib needs 129 ms and Altair
+101 ms, and each installs more than 100 MB. leather needs 3 ms, but calls itself an alpha.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from typing import Any, NamedTuple
 import pygal
 from pygal.style import Style
 
-from pushdemo.demo.sources.load import INTERVAL, WINDOW, Load, Sample
+from pushdemo.demo.load import HEIGHT, INTERVAL, NARROW, WIDE, WINDOW, Load, Sample
 
-# pygal looks for its plug-ins, which are not used here, in every import of the process, by a protocol that Python 3.11
-# warns of and Python 3.12 no longer has.
+# pygal installs an import hook for plug-ins, which are not used here. Its protocol is deprecated in Python 3.11 and
+# gone in Python 3.12.
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != pygal.__name__]
 
 SVG = "image/svg+xml"
-WIDE, NARROW = 960, 430  # user units, which are pixels where the picture is not scaled
-_USAGE_HEIGHT, _NETWORK_HEIGHT = 330, 290
-HEIGHT = _USAGE_HEIGHT + _NETWORK_HEIGHT
+_NETWORK_HEIGHT = 290
+_USAGE_HEIGHT = HEIGHT - _NETWORK_HEIGHT
 
-_MANY = 8  # cores, above which a line for each would say less than the mean and the busiest
+_MANY = 8  # cores; with more, the chart shows their mean and the busiest one
 _SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 
 
 class Colour(NamedTuple):
-    """On a light page and on a dark one."""
+    """One colour for light pages, and one for dark pages."""
 
     light: str
     dark: str
 
 
-# Lines: 3:1 or more on their paper; texts: 4.5:1 or more (WCAG 2.2, 1.4.11 and 1.4.3).
+# Contrast with the paper: lines 3:1 or more, texts 4.5:1 or more (WCAG 2.2, 1.4.11 and 1.4.3).
 _MEMORY, _RECEIVED, _SENT = Colour("#16201d", "#e7edea"), Colour("#2f6fd0", "#84b4ff"), Colour("#b45309", "#ffb15c")
 _CORES = (
     Colour("#0b6b5b", "#5fd6bb"),
@@ -63,13 +62,13 @@ class Line(NamedTuple):
     name: str
     colour: Colour
     values: list[float]
-    dashes: str = ""  # in user units, drawn and left out in turn; for a line that may hide the one below
+    dashes: str = ""  # SVG's stroke-dasharray, for a line that may hide another
 
 
 def pictures(
     machine: Load, width: int = WIDE, sleep: Callable[[float], object] = time.sleep
 ) -> Generator[str, None, None]:
-    """A picture every INTERVAL seconds, twice: Chromium shows one when the next begins, and so at once."""
+    """Yield each picture twice every INTERVAL seconds: Chromium shows a picture when the next one begins."""
     while True:
         picture = draw(machine.samples(), width)
         yield picture
@@ -78,12 +77,14 @@ def pictures(
 
 
 def draw(samples: Sequence[Sample], width: int = WIDE) -> str:
-    """The SVG document: above, the cores and the memory in percent; below, the network in kB/s; over two minutes."""
+    """Return the SVG document: cores and memory in percent above, the network in kB/s below, over two minutes."""
     times = [sample.time - samples[-1].time for sample in samples]
     usage = [*_cores(samples), Line("memory", _MEMORY, [100 * each.memory / each.memory_total for each in samples])]
     network = [
         Line("received", _RECEIVED, [sample.received / 1000 for sample in samples]),
-        Line("sent", _SENT, [sample.sent / 1000 for sample in samples], dashes="6, 4"),  # the loopback's are equal
+        Line(
+            "sent", _SENT, [sample.sent / 1000 for sample in samples], dashes="6, 4"
+        ),  # on the loopback both are equal
     ]
     top = _round_up(max(max(line.values) for line in network))
     upper = _chart("usage", times, usage, 100, (width, _USAGE_HEIGHT), y_title="CPU and memory, %")
@@ -165,7 +166,7 @@ def _chart(name: str, times: list[float], lines: list[Line], top: float, size: t
 
 
 def _without_scripts(root: Any) -> Any:
-    """What pygal writes for its tooltips, which a picture cannot have."""
+    """Remove what pygal writes for tooltips, which a picture cannot show."""
     for parent in [*root.iter()]:
         for child in [child for child in parent if child.tag in ("script", "title", "desc")]:
             parent.remove(child)
@@ -173,7 +174,7 @@ def _without_scripts(root: Any) -> Any:
 
 
 def _colours(usage: list[Line], network: list[Line]) -> str:
-    """All colours as custom properties, for light and dark: an SVG in an `<img>` knows the reader's preference."""
+    """Return the colours as CSS custom properties for light and dark: an SVG in an `<img>` knows the preference."""
     table = dict(_PAGE)
     for name, lines in (("usage", usage), ("network", network)):
         table |= {f"{name}-{number}": line.colour for number, line in enumerate(lines)}
@@ -183,6 +184,6 @@ def _colours(usage: list[Line], network: list[Line]) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next number of 1, 2, 4 or 8 times a power of ten, 4 at least: an axis that seldom changes."""
+    """Round up to 1, 2, 4 or 8 times a power of ten, and to 4 at least, so that the axis seldom changes."""
     power: float = 10.0 ** math.floor(math.log10(max(value, 4)))
     return next(power * step for step in (1, 2, 4, 8, 10) if power * step >= max(value, 4))

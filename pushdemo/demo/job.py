@@ -1,6 +1,6 @@
-"""Real long work: the digest of every file of a directory, such as Python's standard library.
+"""The page `/job`, and `/job/run`, long work that reports its progress: it hashes Python's standard library.
 
-Pure; runs in the thread that pulls, a slice of the work at each pull.
+Each request runs one slice of the work, in the thread that serves the request.
 """
 
 from __future__ import annotations
@@ -13,31 +13,36 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-SLICE = 0.05  # seconds of work in one pull: a poll is answered soon, and a cancelled job stops soon
+from pyramid.request import Request
+from pyramid.view import view_config
+
+from pushdemo.web.json_yield import json_yield
+
+SLICE = 0.05  # seconds of work for one item: polls are answered soon, and a cancelled job stops soon
 CHUNK = 64 * 1024  # bytes read at once: a few ms of hashing, so that a slice ends on time in large files too
 
-# Those with a digest of fixed length, on whichever Python.
+# Algorithms whose digest has a fixed length; every Python has them.
 ALGORITHMS = sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake"))
 
-# What others install among the library's files, and what Python may write there while this runs.
+# Directories with other packages, and those that Python may write to while this runs.
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
 def standard_library() -> Path:
-    """The directory of this Python's standard library."""
+    """Return the directory of this Python's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def hash_files(
     root: Path, *, slice_seconds: float = SLICE, clock: Callable[[], float] = time.perf_counter
 ) -> Generator[dict[str, Any], None, None]:
-    """Hash all files below `root` by all of ALGORITHMS, and tell after each slice of the work how far it is.
+    """Hash all files below `root` by each of ALGORITHMS, and yield the progress after each slice of the work.
 
-    An item has `files` and `bytes` done, `total_files` and `total_bytes`, `seconds` of work (the time between two pulls
-    is none), `bytes_per_second` and `seconds_left` (None in the first item), and `digests`, None but in the last item.
-    Those are, in hex and by the algorithm's name, the digests of what `sha256sum` and its like print for the files in
-    the order of their paths in bytes: a line "digest  path" each, the path relative to `root`, with slashes. Raises
-    OSError for a file that cannot be read.
+    An item has `files` and `bytes` done, `total_files` and `total_bytes`, `seconds` of work (pauses between two items
+    do not count), `bytes_per_second` and `seconds_left` (None in the first item), and `digests` (None in all but the
+    last item). `digests` maps each algorithm to the hex digest of a listing: one line "digest  path" for each file, as
+    `sha256sum` prints it, sorted by the path's bytes; paths are relative to `root`. Raise OSError for a file that
+    cannot be read.
     """
     files = sorted((_name(path, root), path) for path in _files(root))
     progress = Progress(len(files), sum(path.stat().st_size for _, path in files))
@@ -62,7 +67,7 @@ def hash_files(
 
 
 class Progress:
-    """How far the job is; belongs to its generator."""
+    """The progress of one job. Only its generator uses it."""
 
     def __init__(self, total_files: int, total_bytes: int) -> None:
         self.total_files = total_files
@@ -95,3 +100,16 @@ def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk
+
+
+@view_config(route_name="job", request_method="GET", renderer="pushdemo.demo:templates/job.jinja2")
+def job_page(request: Request) -> dict[str, Any]:
+    """Return how many seconds an idle job is kept."""
+    return {"timeout": request.registry["pushdemo.generators"].timeout}
+
+
+@view_config(route_name="run")
+@json_yield
+def job_run(request: Request) -> Generator[dict[str, Any], None, None]:
+    """Run the next slice, and answer with the progress."""
+    yield from hash_files(standard_library())

@@ -1,6 +1,6 @@
-"""`/status` for people and scripts, and its topic. Threads: the server's.
+"""The page `/status` and its topic.
 
-routes.py registers these, since the ini says whether they need a permission.
+routes.py registers these views, because a setting says which permission they need.
 """
 
 from __future__ import annotations

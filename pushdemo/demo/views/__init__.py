@@ -1,1 +1,0 @@
-"""The views of the demo application; `config.scan("pushdemo.demo.views")` finds them."""
