@@ -18,7 +18,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo import check
-from tests.end_to_end.test_nginx import CONFIGURATION
+from tests.end_to_end.test_behind_nginx import CONFIGURATION
 from tests.fixtureapps import newsroom, texts
 from tests.support import PATIENCE, port_of, pserve, require, serving, threads, wait_until
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pushdemo.web.settings import PREFIX, Settings
-from tests.end_to_end.test_redis_cluster import NODES, STREAM, Follower, get, grow
+from tests.end_to_end.test_nodes_at_one_redis import NODES, STREAM, Follower, get, grow
 from tests.readers import Reader
 from tests.redis.support import free_port, redis_server
 from tests.support import ROOT, Client, Pserve, pserve, require, wait_until
