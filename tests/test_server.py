@@ -84,9 +84,9 @@ def newsroom_on(ini: dict[str, str] | None = None, **settings: Any) -> Iterator[
 
 
 @pytest.fixture
-def room() -> Iterator[Newsroom]:
-    with newsroom_on() as room:
-        yield room
+def site() -> Iterator[Newsroom]:
+    with newsroom_on() as site:
+        yield site
 
 
 def messages(body: bytes) -> list[str]:
@@ -104,51 +104,51 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def small_reader(room: Newsroom) -> Client:
+def small_reader(site: Newsroom) -> Client:
     """A client whose socket takes little before it is full."""
     client = Client.__new__(Client)
     client.buffer = b""
     client.sock = socket.socket()
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     client.sock.settimeout(PATIENCE)
-    client.sock.connect(("127.0.0.1", room.port))
+    client.sock.connect(("127.0.0.1", site.port))
     return client
 
 
 # -- a thread is not what a client costs
 
 
-def test_more_clients_than_threads_hold_streams_and_polls_while_pages_answer(room: Newsroom) -> None:
+def test_more_clients_than_threads_hold_streams_and_polls_while_pages_answer(site: Newsroom) -> None:
     before = set(threading.enumerate())
     with ExitStack() as stack:
-        streams = [room.stream(stack.enter_context(room.client()), STREAMS[n % 3]) for n in range(30)]
-        polls = [room.poll(stack.enter_context(room.client())) for _ in range(30)]
-        assert room.held == (60, 60)
+        streams = [site.stream(stack.enter_context(site.client()), STREAMS[n % 3]) for n in range(30)]
+        polls = [site.poll(stack.enter_context(site.client())) for _ in range(30)]
+        assert site.held == (60, 60)
         assert {thread.name for thread in set(threading.enumerate()) - before} == {"pushdemo-hub"}
-        with room.client() as client:
+        with site.client() as client:
             assert client.get("/page").response()[2] == b"the page"
-        room.news.publish("a")
+        site.news.publish("a")
         for stream in streams:
             stream.until(b"a")
         for poll in polls:
             assert messages(poll.response()[2]) == ["a"]
-    wait_until(lambda: room.held == (0, 0))
+    wait_until(lambda: site.held == (0, 0))
 
 
-def test_parked_sockets_leave_waitresss_map(room: Newsroom) -> None:
-    before = len(room.server._map)
+def test_parked_sockets_leave_waitresss_map(site: Newsroom) -> None:
+    before = len(site.server._map)
     with ExitStack() as stack:
         for _ in range(10):
-            room.stream(stack.enter_context(room.client()))
-            room.poll(stack.enter_context(room.client()))
-        wait_until(lambda: len(room.server._map) == before)
+            site.stream(stack.enter_context(site.client()))
+            site.poll(stack.enter_context(site.client()))
+        wait_until(lambda: len(site.server._map) == before)
 
 
 def test_parked_clients_do_not_count_against_the_connection_limit() -> None:
-    with newsroom_on(connection_limit=20) as room, ExitStack() as stack:
+    with newsroom_on(connection_limit=20) as site, ExitStack() as stack:
         for _ in range(40):
-            room.stream(stack.enter_context(room.client()))
-        with room.client() as client:
+            site.stream(stack.enter_context(site.client()))
+        with site.client() as client:
             assert client.get("/page").response()[2] == b"the page"
 
 
@@ -157,9 +157,9 @@ def test_parked_clients_do_not_count_against_the_connection_limit() -> None:
 
 @pytest.mark.parametrize("transport", STREAMS)
 def test_http_1_1_gets_chunks_and_http_1_0_a_stream_that_ends_with_the_connection(
-    room: Newsroom, transport: str
+    site: Newsroom, transport: str
 ) -> None:
-    with room.client() as new, room.client() as old:
+    with site.client() as new, site.client() as old:
         for client, version in ((new, "1.1"), (old, "1.0")):
             client.get(f"/push/news?transport={transport}", version=version)
         status, headers = new.head()
@@ -167,16 +167,16 @@ def test_http_1_1_gets_chunks_and_http_1_0_a_stream_that_ends_with_the_connectio
         status, headers = old.head()
         assert (status, headers["connection"]) == (200, "close")
         assert "transfer-encoding" not in headers
-        room.news.publish("a")
-        room.news.end()
+        site.news.publish("a")
+        site.news.end()
         assert old.rest() == b"".join(iter(new.chunk, b""))
         assert new.rest() == b""
-    wait_until(lambda: room.held == (0, 0))
+    wait_until(lambda: site.held == (0, 0))
 
 
 @pytest.mark.parametrize("transport", [*STREAMS, "longpoll"])
-def test_head_gets_the_headers_and_the_connection_goes_on(room: Newsroom, transport: str) -> None:
-    with room.client() as client:
+def test_head_gets_the_headers_and_the_connection_goes_on(site: Newsroom, transport: str) -> None:
+    with site.client() as client:
         client.get(f"/push/news?transport={transport}", method="HEAD")
         status, headers = client.head()
         assert status == 200
@@ -185,46 +185,46 @@ def test_head_gets_the_headers_and_the_connection_goes_on(room: Newsroom, transp
             assert client.get("/page").response()[2] == b"the page"
         else:
             assert client.rest() == b""
-    assert room.held == (0, 0)
+    assert site.held == (0, 0)
 
 
-def test_a_poll_keeps_the_connection_as_its_request_asks(room: Newsroom) -> None:
-    with room.client() as client:
+def test_a_poll_keeps_the_connection_as_its_request_asks(site: Newsroom) -> None:
+    with site.client() as client:
         for text in ("a", "b", "c"):
-            room.poll(client)
-            room.news.publish(text)
+            site.poll(client)
+            site.news.publish(text)
             status, headers, body = client.response()
             assert (status, messages(body)) == (200, [text])
             assert "connection" not in headers
-        room.poll(client, "Connection: close")
-        room.news.publish("d")
+        site.poll(client, "Connection: close")
+        site.news.publish("d")
         status, headers, body = client.response()
         assert (headers["connection"], messages(body)) == ("close", ["d"])
         assert client.rest() == b""
-    with room.client() as client:
-        room.poll(client, "Connection: keep-alive", version="1.0")
-        room.news.publish("e")
+    with site.client() as client:
+        site.poll(client, "Connection: keep-alive", version="1.0")
+        site.news.publish("e")
         status, headers, body = client.response()
         assert (headers["connection"], messages(body)) == ("Keep-Alive", ["e"])
-        room.poll(client, version="1.0")
-        room.news.publish("f")
+        site.poll(client, version="1.0")
+        site.news.publish("f")
         status, headers, body = client.response()
         assert (headers["connection"], messages(body)) == ("close", ["f"])
         assert client.rest() == b""
 
 
 def test_a_stream_and_a_poll_over_ipv6() -> None:
-    with newsroom_on(listen="[::1]:0") as room, Client(room.port, "::1") as stream, Client(room.port, "::1") as poll:
-        room.stream(stream)
-        room.poll(poll)
-        room.news.publish("a")
+    with newsroom_on(listen="[::1]:0") as site, Client(site.port, "::1") as stream, Client(site.port, "::1") as poll:
+        site.stream(stream)
+        site.poll(poll)
+        site.news.publish("a")
         assert b'"a"' in stream.until(b'a"}')
         assert messages(poll.response()[2]) == ["a"]
 
 
 def test_a_stream_and_a_poll_over_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
-    with newsroom_on(unix_socket=path) as room, ExitStack() as stack:
+    with newsroom_on(unix_socket=path) as site, ExitStack() as stack:
         clients = []
         for _ in range(2):
             client = Client.__new__(Client)
@@ -234,36 +234,36 @@ def test_a_stream_and_a_poll_over_a_unix_socket(tmp_path: Path) -> None:
             client.sock.connect(path)
             clients.append(client)
         stream, poll = clients
-        room.stream(stream)
-        room.poll(poll)
-        room.news.publish("a")
+        site.stream(stream)
+        site.poll(poll)
+        site.news.publish("a")
         assert b'"a"' in stream.until(b'a"}')
         assert messages(poll.response()[2]) == ["a"]
         assert poll.get("/page").response()[2] == b"the page"
         stream.sock.close()
-        wait_until(lambda: room.held == (0, 0))
+        wait_until(lambda: site.held == (0, 0))
 
 
 def test_below_a_url_prefix() -> None:
-    with newsroom_on(url_prefix="/below") as room, room.client() as stream, room.client() as poll:
+    with newsroom_on(url_prefix="/below") as site, site.client() as stream, site.client() as poll:
         assert poll.get("/below/where").response()[2] == b"/below|/where"
         stream.get("/below/push/news?transport=sse")
         assert stream.head()[0] == 200
         poll.get("/below/push/news?transport=longpoll")
-        wait_until(lambda: room.held == (2, 2))
-        room.news.publish("a")
+        wait_until(lambda: site.held == (2, 2))
+        site.news.publish("a")
         stream.until(b"data: a\n\n")
         assert messages(poll.response()[2]) == ["a"]
 
 
 def test_on_several_addresses_at_once() -> None:
-    with newsroom_on(listen="127.0.0.1:0 127.0.0.1:0 [::1]:0") as room, ExitStack() as stack:
-        assert len(room.server.addresses) == 3
+    with newsroom_on(listen="127.0.0.1:0 127.0.0.1:0 [::1]:0") as site, ExitStack() as stack:
+        assert len(site.server.addresses) == 3
         streams, polls = [], []
-        for host, port in room.server.addresses:
-            streams.append(room.stream(stack.enter_context(Client(int(port), host))))
-            polls.append(room.poll(stack.enter_context(Client(int(port), host))))
-        room.news.publish("a")
+        for host, port in site.server.addresses:
+            streams.append(site.stream(stack.enter_context(Client(int(port), host))))
+            polls.append(site.poll(stack.enter_context(Client(int(port), host))))
+        site.news.publish("a")
         for stream in streams:
             stream.until(b'"a"}')
         for poll in polls:
@@ -271,15 +271,15 @@ def test_on_several_addresses_at_once() -> None:
             assert poll.get("/page").response()[2] == b"the page"
 
 
-def test_an_upload_that_expects_100_continue_beside_streams(room: Newsroom) -> None:
+def test_an_upload_that_expects_100_continue_beside_streams(site: Newsroom) -> None:
     body = os.urandom(300_000)
     with ExitStack() as stack:
-        streams = [room.stream(stack.enter_context(room.client())) for _ in range(10)]
-        client = stack.enter_context(room.client())
+        streams = [site.stream(stack.enter_context(site.client())) for _ in range(10)]
+        client = stack.enter_context(site.client())
         for _ in range(2):
             client.get("/echo", f"Content-Length: {len(body)}", "Expect: 100-continue", method="POST")
             assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            room.news.publish("a")
+            site.news.publish("a")
             client.sock.sendall(body)
             assert client.response()[2] == body
             for stream in streams:
@@ -312,9 +312,9 @@ def test_a_ring_is_opened_unless_the_ini_says_no(monkeypatch: pytest.MonkeyPatch
         return opened[-1]
 
     monkeypatch.setattr(sending, "Ring", counted)
-    with newsroom_on(io_uring=io_uring) as room, room.client() as client:
-        room.stream(client)
-        room.news.publish("a")
+    with newsroom_on(io_uring=io_uring) as site, site.client() as client:
+        site.stream(client)
+        site.news.publish("a")
         client.until(b'"a"}')
         assert len(opened) == (io_uring == "true")
 
@@ -375,39 +375,39 @@ def test_long_answers_to_requests_that_come_meanwhile(lookahead: int) -> None:
 # -- pipelining
 
 
-def test_requests_pipelined_behind_a_poll_are_answered_after_it(room: Newsroom) -> None:
+def test_requests_pipelined_behind_a_poll_are_answered_after_it(site: Newsroom) -> None:
     """In the same packet and in a later one; many times, since two threads meet at each."""
-    with room.client() as client:
+    with site.client() as client:
         for number in range(100):
-            poll = f"/push/news?transport=longpoll&last_event_id={room.last()}"
+            poll = f"/push/news?transport=longpoll&last_event_id={site.last()}"
             client.sock.sendall(requests(poll, "/page", "/where"))
-            wait_until(lambda: room.news.clients)
+            wait_until(lambda: site.news.clients)
             client.sock.sendall(requests("/page?size=3"))
-            room.news.publish(str(number))
+            site.news.publish(str(number))
             assert messages(client.response()[2]) == [str(number)]
             assert client.response()[2] == b"the page"
             assert client.response()[2] == b"|/where"
             assert client.response()[2] == b"xxx"
 
 
-def test_polls_pipelined_behind_a_poll_wait_for_their_turn(room: Newsroom) -> None:
-    poll = f"/push/news?transport=longpoll&last_event_id={room.news.epoch}-"
-    with room.client() as client:
+def test_polls_pipelined_behind_a_poll_wait_for_their_turn(site: Newsroom) -> None:
+    poll = f"/push/news?transport=longpoll&last_event_id={site.news.epoch}-"
+    with site.client() as client:
         client.sock.sendall(requests(*(f"{poll}{number}" for number in range(5))))
         for number in range(5):
-            wait_until(lambda: room.news.clients)
-            room.news.publish(str(number))
+            wait_until(lambda: site.news.clients)
+            site.news.publish(str(number))
             assert messages(client.response()[2]) == [str(number)]
 
 
-def test_a_response_that_is_still_under_way_does_not_wait_for_the_poll_behind_it(room: Newsroom) -> None:
+def test_a_response_that_is_still_under_way_does_not_wait_for_the_poll_behind_it(site: Newsroom) -> None:
     size = 3_000_000
-    with small_reader(room) as client:
+    with small_reader(site) as client:
         client.sock.sendall(requests(f"/page?size={size}", "/push/news?transport=longpoll"))
         assert client.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
-        wait_until(lambda: room.news.clients)
+        wait_until(lambda: site.news.clients)
         assert client.exactly(size) == b"x" * size
-        room.news.publish("a")
+        site.news.publish("a")
         assert messages(client.response()[2]) == ["a"]
         assert client.get("/page").response()[2] == b"the page"
 
@@ -415,34 +415,34 @@ def test_a_response_that_is_still_under_way_does_not_wait_for_the_poll_behind_it
 @pytest.mark.filterwarnings("ignore:send_bytes")
 @pytest.mark.parametrize("send_bytes", [1, 18_000])
 def test_a_response_that_waitress_has_not_sent_yet_does_not_wait_for_the_poll_behind_it(send_bytes: int) -> None:
-    with newsroom_on(send_bytes=send_bytes) as room, room.client() as client:
+    with newsroom_on(send_bytes=send_bytes) as site, site.client() as client:
         client.sock.sendall(requests("/page", "/push/news?transport=longpoll"))
-        wait_until(lambda: room.news.clients)
+        wait_until(lambda: site.news.clients)
         assert client.response()[2] == b"the page"
-        room.news.publish("a")
+        site.news.publish("a")
         assert messages(client.response()[2]) == ["a"]
 
 
-def test_a_response_that_is_still_under_way_comes_before_the_stream_behind_it(room: Newsroom) -> None:
+def test_a_response_that_is_still_under_way_comes_before_the_stream_behind_it(site: Newsroom) -> None:
     size = 3_000_000
-    with small_reader(room) as client:
+    with small_reader(site) as client:
         client.sock.sendall(requests(f"/page?size={size}", "/push/news?transport=sse"))
-        wait_until(lambda: room.news.clients)
-        room.news.publish("a")
+        wait_until(lambda: site.news.clients)
+        site.news.publish("a")
         assert client.response()[2] == b"x" * size
         assert client.head()[0] == 200
         client.until(b"data: a\n\n")
 
 
-def test_an_upload_pipelined_behind_a_poll_is_told_to_continue_after_it(room: Newsroom) -> None:
+def test_an_upload_pipelined_behind_a_poll_is_told_to_continue_after_it(site: Newsroom) -> None:
     body = b"y" * 1_000
-    with room.client() as client:
+    with site.client() as client:
         client.sock.sendall(
             requests("/push/news?transport=longpoll")
             + b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
         )
-        wait_until(lambda: room.news.clients)
-        room.news.publish("a")
+        wait_until(lambda: site.news.clients)
+        site.news.publish("a")
         assert messages(client.response()[2]) == ["a"]
         assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sock.sendall(body)
@@ -452,15 +452,15 @@ def test_an_upload_pipelined_behind_a_poll_is_told_to_continue_after_it(room: Ne
 def test_an_answer_that_nobody_reads_does_not_stop_the_server() -> None:
     """More than waitress means to buffer, with a request behind it, for which waitress waits until it has been read."""
     with (
-        newsroom_on(outbuf_high_watermark=100_000) as room,
-        small_reader(room) as client,
-        room.client() as other,
+        newsroom_on(outbuf_high_watermark=100_000) as site,
+        small_reader(site) as client,
+        site.client() as other,
     ):
         client.sock.sendall(requests("/push/news?transport=longpoll", "/page"))
-        wait_until(lambda: room.news.clients)
+        wait_until(lambda: site.news.clients)
         text = "x" * 5_000_000
-        room.news.publish(text)
-        wait_until(lambda: room.news.clients == 0)
+        site.news.publish(text)
+        wait_until(lambda: site.news.clients == 0)
         for _ in range(3):
             assert other.get("/page").response()[2] == b"the page"
         assert messages(client.response()[2]) == [text]
@@ -468,16 +468,16 @@ def test_an_answer_that_nobody_reads_does_not_stop_the_server() -> None:
 
 
 def test_waitress_may_look_ahead_while_a_poll_waits() -> None:
-    with newsroom_on(channel_request_lookahead=5) as room, room.client() as client, room.client() as leaver:
-        room.poll(client)
+    with newsroom_on(channel_request_lookahead=5) as site, site.client() as client, site.client() as leaver:
+        site.poll(client)
         for _ in range(3):
             client.get("/page")
-        room.news.publish("a")
+        site.news.publish("a")
         assert messages(client.response()[2]) == ["a"]
         for _ in range(3):
             assert client.response()[2] == b"the page"
-        room.poll(leaver).sock.close()
-        wait_until(lambda: room.held == (0, 0), timeout=1.0)
+        site.poll(leaver).sock.close()
+        wait_until(lambda: site.held == (0, 0), timeout=1.0)
 
 
 # -- clients that misbehave
@@ -486,66 +486,66 @@ def test_waitress_may_look_ahead_while_a_poll_waits() -> None:
 @pytest.mark.parametrize("transport", [*STREAMS, "longpoll"])
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])
 def test_a_client_that_leaves_is_noticed_within_a_second_without_a_message(
-    room: Newsroom, transport: str, leave: Callable[[socket.socket], None]
+    site: Newsroom, transport: str, leave: Callable[[socket.socket], None]
 ) -> None:
     closed: list[None] = []
-    give = room.app.registry["pushdemo.clients"].all.give
+    give = site.app.registry["pushdemo.clients"].all.give
 
     def counted() -> None:
         closed.append(None)
         give()
 
-    room.app.registry["pushdemo.clients"].all.give = counted
-    client = room.client()
+    site.app.registry["pushdemo.clients"].all.give = counted
+    client = site.client()
     if transport == "longpoll":
-        room.poll(client)
+        site.poll(client)
     else:
-        room.stream(client, transport)
+        site.stream(client, transport)
     leave(client.sock)
-    wait_until(lambda: room.held == (0, 0), timeout=1.0)
-    room.news.publish("a")
-    with room.client() as other:  # the hub has had time to make a mistake
-        room.stream(other)
-        room.news.publish("b")
+    wait_until(lambda: site.held == (0, 0), timeout=1.0)
+    site.news.publish("a")
+    with site.client() as other:  # the hub has had time to make a mistake
+        site.stream(other)
+        site.news.publish("b")
         other.until(b'"b"}')
-    wait_until(lambda: room.held == (0, 0))
+    wait_until(lambda: site.held == (0, 0))
     assert len(closed) == 2
 
 
-def test_a_client_that_has_left_before_its_answer_gives_its_place_back(room: Newsroom) -> None:
+def test_a_client_that_has_left_before_its_answer_gives_its_place_back(site: Newsroom) -> None:
     for number in range(200):
-        client = room.client()
+        client = site.client()
         transport = (*STREAMS, "longpoll")[number % 4]
         client.get(f"/push/news?transport={transport}")
         if number % 3:
             reset(client.sock)
         else:
             client.sock.close()
-    wait_until(lambda: room.held == (0, 0))
-    with room.client() as client:
+    wait_until(lambda: site.held == (0, 0))
+    with site.client() as client:
         assert client.get("/page").response()[2] == b"the page"
 
 
-def test_bytes_that_a_client_sends_on_its_stream_do_no_harm(room: Newsroom) -> None:
-    with room.client() as client, room.client() as poll:
+def test_bytes_that_a_client_sends_on_its_stream_do_no_harm(site: Newsroom) -> None:
+    with site.client() as client, site.client() as poll:
         client.sock.sendall(requests("/push/news?transport=sse") + b"GET /page HTTP/1.1\r\n" * 9)
         client.head()
-        room.poll(poll)
+        site.poll(poll)
         for _ in range(50):
             client.sock.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 9\r\n\r\nwhatever" * 500)
-        room.news.publish("a")
+        site.news.publish("a")
         assert client.until(b"data: a\n\n").endswith(b"data: a\n\n")
         assert messages(poll.response()[2]) == ["a"]
 
 
-def test_a_client_that_reads_one_byte_at_a_time_gets_an_uncorrupted_stream(room: Newsroom) -> None:
+def test_a_client_that_reads_one_byte_at_a_time_gets_an_uncorrupted_stream(site: Newsroom) -> None:
     texts = [f"{number}:" + chr(97 + number % 26) * 900 for number in range(20)]
-    with small_reader(room) as client:
+    with small_reader(site) as client:
         client.get("/push/news?transport=sse")
-        wait_until(lambda: room.news.clients)
+        wait_until(lambda: site.news.clients)
         for text in texts:
-            room.news.publish(text)
-        room.news.end()
+            site.news.publish(text)
+        site.news.end()
         raw = b""
         while data := client.sock.recv(1):
             raw += data
@@ -562,7 +562,7 @@ def test_a_connection_is_not_closed_for_the_end_of_another_that_had_its_number()
     """Its stream is handed over, and its client's reset reported, in the poll that accepts another connection."""
     app = newsroom.main()
     server = Server(app, listen="127.0.0.1:0", send_bytes=1_000_000)  # the headers wait for the loop, which watches
-    room = Newsroom(app, server)
+    site = Newsroom(app, server)
     stream = server.hub.stream
 
     def stream_and_close(sock: socket.socket, *args: Any, **options: Any) -> None:
@@ -573,16 +573,16 @@ def test_a_connection_is_not_closed_for_the_end_of_another_that_had_its_number()
     server.hub.stream = stream_and_close  # type: ignore[method-assign]
     loop = threading.Thread(target=server.run)
     try:
-        first = room.client().get("/push/news?transport=sse")
+        first = site.client().get("/push/news?transport=sse")
         for _ in range(2):  # accept; read, and hand over to a worker
             wasyncore.poll2(PATIENCE, server._map)
         wait_until(lambda: server._calls)
         reset(first.sock)
-        second = room.client()
+        second = site.client()
         loop.start()
         assert second.get("/page").response()[2] == b"the page"
         second.sock.close()
-        wait_until(lambda: room.held == (0, 0))
+        wait_until(lambda: site.held == (0, 0))
     finally:
         server.stop()
         loop.join(PATIENCE)
@@ -592,11 +592,11 @@ def test_a_connection_is_not_closed_for_the_end_of_another_that_had_its_number()
 
 
 @pytest.mark.parametrize("transport", [*STREAMS, "longpoll"])
-def test_a_stream_that_an_error_takes_the_place_of_gives_its_place_back(room: Newsroom, transport: str) -> None:
-    with room.client() as client:
+def test_a_stream_that_an_error_takes_the_place_of_gives_its_place_back(site: Newsroom, transport: str) -> None:
+    with site.client() as client:
         client.get(f"/broken/news?transport={transport}")
         assert client.response()[0] == 500
-    wait_until(lambda: room.held == (0, 0))
+    wait_until(lambda: site.held == (0, 0))
 
 
 @pytest.mark.parametrize("kind", ["stream", "poll"])
@@ -620,33 +620,33 @@ def test_a_response_that_fails_on_its_way_gives_its_place_back(kind: str, caplog
 
 
 def test_a_stream_that_somebody_wraps_is_iterated_in_its_thread_and_pages_answer(
-    room: Newsroom, caplog: pytest.LogCaptureFixture
+    site: Newsroom, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as stack:
-        clients = [stack.enter_context(room.client()).get("/wrapped/news?transport=sse") for _ in range(4)]
+        clients = [stack.enter_context(site.client()).get("/wrapped/news?transport=sse") for _ in range(4)]
         for client in clients:
             assert client.head()[0] == 200
         turned_away = [client for client in clients if b"retry:" in client.some()]
         assert len(turned_away) == 1  # the last thread is for the pages
         assert "no thread is left" in caplog.text
-        with room.client() as client:
+        with site.client() as client:
             assert client.get("/page").response()[2] == b"the page"
-        room.news.publish("a")
+        site.news.publish("a")
         for client in clients:
             if client not in turned_away:
                 client.until(b"data: a\n\n")
-        room.news.end()
-    wait_until(lambda: room.held == (0, 0))
+        site.news.end()
+    wait_until(lambda: site.held == (0, 0))
 
 
-def test_a_poll_that_somebody_wraps_is_answered_from_its_thread(room: Newsroom) -> None:
-    with room.client() as client:
+def test_a_poll_that_somebody_wraps_is_answered_from_its_thread(site: Newsroom) -> None:
+    with site.client() as client:
         client.get("/wrapped/news?transport=longpoll")
-        wait_until(lambda: room.news.clients)
-        room.news.publish("a")
+        wait_until(lambda: site.news.clients)
+        site.news.publish("a")
         assert client.head()[0] == 200
         assert messages(client.chunk()) == ["a"]
-    wait_until(lambda: room.held == (0, 0))
+    wait_until(lambda: site.held == (0, 0))
 
 
 def test_a_middleware_that_passes_the_body_on_does_not_hinder_parking() -> None:
@@ -656,43 +656,43 @@ def test_a_middleware_that_passes_the_body_on_does_not_hinder_parking() -> None:
         return app(environ, start_response)
 
     with serving(middleware) as server:
-        room = Newsroom(app, server)
+        site = Newsroom(app, server)
         with ExitStack() as stack:
             for _ in range(8):
-                room.stream(stack.enter_context(room.client()))
-            with room.client() as client:
+                site.stream(stack.enter_context(site.client()))
+            with site.client() as client:
                 assert client.get("/page").response()[2] == b"the page"
 
 
 def test_an_error_in_the_loop_is_logged_and_the_server_goes_on(
-    room: Newsroom, caplog: pytest.LogCaptureFixture
+    site: Newsroom, caplog: pytest.LogCaptureFixture
 ) -> None:
-    room.server.call_soon(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    site.server.call_soon(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     wait_until(lambda: "ZeroDivisionError" in caplog.text)
-    with room.client() as client:
+    with site.client() as client:
         assert client.get("/page").response()[2] == b"the page"
 
 
-def test_a_middleware_that_forgets_to_close_what_it_iterates_costs_no_place(room: Newsroom) -> None:
+def test_a_middleware_that_forgets_to_close_what_it_iterates_costs_no_place(site: Newsroom) -> None:
     def forgetful(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-        yield from room.app(environ, start_response)
+        yield from site.app(environ, start_response)
 
     with serving(forgetful, threads=2) as server:
         for _ in range(3):  # each holds the only thread that a stream may, and gives it back
             with Client(port_of(server)) as poll, Client(port_of(server)) as stream:
-                poll.get(f"/push/news?transport=longpoll&last_event_id={room.last()}")
-                wait_until(lambda: room.news.clients == 1)
-                room.news.publish("a")
+                poll.get(f"/push/news?transport=longpoll&last_event_id={site.last()}")
+                wait_until(lambda: site.news.clients == 1)
+                site.news.publish("a")
                 poll.head()
                 assert messages(poll.chunk()) == ["a"]
-                stream.get(f"/push/news?transport=sse&last_event_id={room.last()}").head()
+                stream.get(f"/push/news?transport=sse&last_event_id={site.last()}").head()
                 assert stream.chunk() == b": stream\n\n"
                 stream.sock.close()
             # A thread that iterates sees who has left when it writes.
-            wait_until(lambda: room.news.publish("b") and room.held == (0, 0))
+            wait_until(lambda: site.news.publish("b") and site.held == (0, 0))
 
 
-def test_what_a_loop_is_given_to_do_at_once_is_done_at_once(room: Newsroom) -> None:
+def test_what_a_loop_is_given_to_do_at_once_is_done_at_once(site: Newsroom) -> None:
     """However much it is: what is left of it does not wait for the loop's next turn by its timeout."""
     done, over = [0], threading.Event()
 
@@ -701,23 +701,23 @@ def test_what_a_loop_is_given_to_do_at_once_is_done_at_once(room: Newsroom) -> N
         if done[0] == 2_500:
             over.set()
 
-    with serving(room.app, asyncore_loop_timeout=1_000) as server:
+    with serving(site.app, asyncore_loop_timeout=1_000) as server:
         server.call_soon(lambda: [server.call_soon(count) for _ in range(2_500)] and None)
         assert over.wait(PATIENCE)
 
 
 def test_without_a_file_left_connections_wait_and_are_served_when_there_is_one(
-    room: Newsroom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    site: Newsroom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_PAUSE", 0.1)
-    with room.client() as held, socket.socket() as late:
+    with site.client() as held, socket.socket() as late:
         assert held.get("/page").response()[0] == 200
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with socket.socket() as lowest:
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
         try:
             late.settimeout(PATIENCE)
-            late.connect(("127.0.0.1", room.port))
+            late.connect(("127.0.0.1", site.port))
             wait_until(lambda: "connections wait until others have gone" in caplog.text)
             assert held.get("/page").response()[2] == b"the page"
             wait_until(lambda: len(caplog.records) >= 2)  # it tries again, now and then
@@ -730,7 +730,7 @@ def test_without_a_file_left_connections_wait_and_are_served_when_there_is_one(
 
 
 @pytest.mark.filterwarnings("ignore:send_bytes")
-def test_the_files_behind_waitresss_buffers_are_closed(room: Newsroom) -> None:
+def test_the_files_behind_waitresss_buffers_are_closed(site: Newsroom) -> None:
     """Those of a response under way when the stream behind it leaves waitress, and of connections at the stop."""
     files = len(os.listdir("/proc/self/fd"))
     with (
@@ -821,17 +821,17 @@ def test_a_stop_does_not_wait_for_a_view_that_does_not_end(caplog: pytest.LogCap
 def test_who_comes_during_the_stop_is_refused_at_once() -> None:
     """And goes to another node, instead of waiting for one that is about to end."""
     refused: list[bool] = []
-    with newsroom_on() as room, room.client() as client:
-        room.stream(client)
-        stop, port = room.server.hub.stop, room.port
+    with newsroom_on() as site, site.client() as client:
+        site.stream(client)
+        stop, port = site.server.hub.stop, site.port
 
         def stop_hub() -> None:
             with socket.socket() as late:
                 refused.append(late.connect_ex(("127.0.0.1", port)) != 0)
             stop()
 
-        room.server.hub.stop = stop_hub  # type: ignore[method-assign]
-        room.server.stop()
+        site.server.hub.stop = stop_hub  # type: ignore[method-assign]
+        site.server.stop()
         client.rest()
     assert refused == [True]
 
@@ -868,11 +868,11 @@ def test_main_says_where_it_serves_and_opens_as_many_files_as_it_may(
 
 
 def test_a_stop_ends_streams_cleanly_and_answers_polls() -> None:
-    with newsroom_on() as room, ExitStack() as stack:
-        streams = {name: room.stream(stack.enter_context(room.client()), name) for name in STREAMS}
-        old = room.stream(stack.enter_context(room.client()), "sse", version="1.0")
-        poll = room.poll(stack.enter_context(room.client()))
-        room.server.stop()
+    with newsroom_on() as site, ExitStack() as stack:
+        streams = {name: site.stream(stack.enter_context(site.client()), name) for name in STREAMS}
+        old = site.stream(stack.enter_context(site.client()), "sse", version="1.0")
+        poll = site.poll(stack.enter_context(site.client()))
+        site.server.stop()
         ends = {name: client.rest() for name, client in streams.items()}
         assert all(end.endswith(b"\r\n0\r\n\r\n") for end in ends.values())
         assert b"X-Retry: " in ends["multipart"]
@@ -881,39 +881,39 @@ def test_a_stop_ends_streams_cleanly_and_answers_polls() -> None:
         assert re.fullmatch(rb"retry: \d+\n\n", old.rest())
         answer = json.loads(poll.response()[2])
         assert answer["state"] == "waiting"
-        assert answer["last_event_id"] == room.last()
+        assert answer["last_event_id"] == site.last()
         assert 0 < answer["retry"] < 10_000
         assert poll.rest() == b""
-    assert room.held == (0, 0)
+    assert site.held == (0, 0)
 
 
 def test_a_server_can_be_stopped_twice_and_when_it_has_stopped() -> None:
-    with newsroom_on() as room:
-        room.server.stop()
-        room.server.stop()
-    room.server.stop()
+    with newsroom_on() as site:
+        site.server.stop()
+        site.server.stop()
+    site.server.stop()
 
 
 def test_a_stopped_server_leaves_nothing_behind() -> None:
     before = set(threading.enumerate())
     files = set(os.listdir("/proc/self/fd"))
-    with newsroom_on() as room, room.client() as client:
-        room.stream(client)
+    with newsroom_on() as site, site.client() as client:
+        site.stream(client)
     wait_until(lambda: set(threading.enumerate()) <= before)
     assert set(os.listdir("/proc/self/fd")) <= files
-    room.news.publish("a")
-    assert room.news._listeners == ()
+    site.news.publish("a")
+    assert site.news._listeners == ()
 
 
 def test_clients_that_are_gone_leave_nothing_behind() -> None:
-    with newsroom_on(threads=2) as room:
+    with newsroom_on(threads=2) as site:
         with ExitStack() as stack:
             for transport in STREAMS * 3:
-                room.stream(stack.enter_context(room.client()), transport)
+                site.stream(stack.enter_context(site.client()), transport)
             for _ in range(9):
-                room.poll(stack.enter_context(room.client()))
-            room.news.publish("a")
-        wait_until(lambda: room.held == (0, 0))
+                site.poll(stack.enter_context(site.client()))
+            site.news.publish("a")
+        wait_until(lambda: site.held == (0, 0))
 
         def left(*kinds: type) -> int:
             gc.collect()  # Pyramid's requests refer to themselves
@@ -923,14 +923,14 @@ def test_clients_that_are_gone_leave_nothing_behind() -> None:
         assert left(ParkingChannel) <= 2  # waitress's threads each remember the last
 
 
-def test_nothing_is_logged_about_clients_that_come_and_go(room: Newsroom, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_about_clients_that_come_and_go(site: Newsroom, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    clients = [room.client() for _ in range(40)]
+    clients = [site.client() for _ in range(40)]
     for number, client in enumerate(clients):
-        room.poll(client) if number % 2 else room.stream(client)
+        site.poll(client) if number % 2 else site.stream(client)
     for number, client in enumerate(clients):
         (reset if number % 4 < 2 else socket.socket.close)(client.sock)
-    wait_until(lambda: room.held == (0, 0))
-    room.news.publish("a")
+    wait_until(lambda: site.held == (0, 0))
+    site.news.publish("a")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert "exception" not in caplog.text

@@ -66,7 +66,7 @@ class Reply:
         self.over.set()
 
 
-class House:
+class Harness:
     """A hub, its clock, and what a test needs to be its clients."""
 
     def __init__(self, *, io_uring: bool) -> None:
@@ -131,12 +131,12 @@ class House:
 
 
 @pytest.fixture(params=["send", pytest.param("ring", marks=pytest.mark.io_uring)])
-def house(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+def harness(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     monkeypatch.setattr(sending, "MANY", 1)
-    house = House(io_uring=request.param == "ring")
-    yield house
-    house.hub.stop()
-    for end in house.ends:
+    harness = Harness(io_uring=request.param == "ring")
+    yield harness
+    harness.hub.stop()
+    for end in harness.ends:
         end.close()
 
 
@@ -175,10 +175,10 @@ def line(text: str) -> str:
 # -- streams
 
 
-def test_a_message_reaches_every_client_of_its_topic_and_no_other(house: House) -> None:
+def test_a_message_reaches_every_client_of_its_topic_and_no_other(harness: Harness) -> None:
     topic, other = news(), news()
-    clients = [house.stream(topic) for _ in range(3)]
-    stranger = house.stream(other)
+    clients = [harness.stream(topic) for _ in range(3)]
+    stranger = harness.stream(other)
     topic.publish("a")
     other.publish("b")
     for client in clients:
@@ -186,13 +186,13 @@ def test_a_message_reaches_every_client_of_its_topic_and_no_other(house: House) 
     assert contents(read(stranger, line("b"))) == ["<heartbeat>", "b"]
 
 
-def test_a_chunked_stream_is_chunked_and_ends_with_the_last_chunk(house: House) -> None:
+def test_a_chunked_stream_is_chunked_and_ends_with_the_last_chunk(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair()
+    ours, theirs = harness.pair()
     subscription = Subscription(topic, sse, PACE)
     subscription.open()
-    house.hub.stream(ours, subscription, chunked=True, unsent=b"")
-    house.settle()
+    harness.hub.stream(ours, subscription, chunked=True, unsent=b"")
+    harness.settle()
     id = topic.publish("a").id
     topic.end()
     event = f"id: {id}\ndata: a\n\n"
@@ -201,7 +201,7 @@ def test_a_chunked_stream_is_chunked_and_ends_with_the_last_chunk(house: House) 
 
 
 def test_all_clients_of_one_format_are_written_bytes_that_were_made_once(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
     encode = jsonlines.encode
@@ -212,8 +212,8 @@ def test_all_clients_of_one_format_are_written_bytes_that_were_made_once(
 
     monkeypatch.setattr(jsonlines, "encode", counted)
     topic = news()
-    clients = [house.stream(topic, chunked=chunked) for chunked in (True, False) for _ in range(5)]
-    house.settle()
+    clients = [harness.stream(topic, chunked=chunked) for chunked in (True, False) for _ in range(5)]
+    harness.settle()
     id = topic.publish("a").id
     for client in clients[5:]:
         read(client, line("a"))
@@ -222,10 +222,10 @@ def test_all_clients_of_one_format_are_written_bytes_that_were_made_once(
     assert made == [id]
 
 
-def test_a_client_that_reads_slowly_gets_every_message_in_order(house: House) -> None:
+def test_a_client_that_reads_slowly_gets_every_message_in_order(harness: Harness) -> None:
     topic = news()
-    slow, quick = house.stream(topic, buffer=SMALL), house.stream(topic)
-    house.settle()
+    slow, quick = harness.stream(topic, buffer=SMALL), harness.stream(topic)
+    harness.settle()
     sent = []
     for number in range(60):
         text = str(number) * 2_000
@@ -237,10 +237,10 @@ def test_a_client_that_reads_slowly_gets_every_message_in_order(house: House) ->
     assert contents(read(slow, line("after"))) == ["after"]
 
 
-def test_a_client_that_falls_out_of_the_history_is_told_and_goes_on_with_the_newest(house: House) -> None:
+def test_a_client_that_falls_out_of_the_history_is_told_and_goes_on_with_the_newest(harness: Harness) -> None:
     topic = news(history=3)
-    slow, quick = house.stream(topic, buffer=SMALL), house.stream(topic)
-    house.settle()
+    slow, quick = harness.stream(topic, buffer=SMALL), harness.stream(topic)
+    harness.settle()
     texts = [f"{number} " * 2_000 for number in range(60)]
     for text in texts:
         topic.publish(text)
@@ -253,12 +253,12 @@ def test_a_client_that_falls_out_of_the_history_is_told_and_goes_on_with_the_new
     assert found.count("<reset>") == 1
 
 
-def test_a_hub_that_falls_out_of_the_history_tells_its_clients(house: House) -> None:
+def test_a_hub_that_falls_out_of_the_history_tells_its_clients(harness: Harness) -> None:
     topic = news(history=2)
-    client = house.stream(topic)
-    house.settle()
+    client = harness.stream(topic)
+    harness.settle()
     busy, go_on = threading.Event(), threading.Event()
-    house.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
+    harness.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
     assert busy.wait(PATIENCE)
     for text in "abcde":
         topic.publish(text)
@@ -266,68 +266,68 @@ def test_a_hub_that_falls_out_of_the_history_tells_its_clients(house: House) -> 
     assert contents(read(client, line("e"))) == ["<heartbeat>", "<reset>", "e"]
 
 
-def test_a_client_that_takes_nothing_is_closed_after_the_stall_timeout(house: House) -> None:
+def test_a_client_that_takes_nothing_is_closed_after_the_stall_timeout(harness: Harness) -> None:
     topic = news()
-    stalled = house.stream(topic, buffer=SMALL, name="stalled")
-    other = house.stream(topic)
+    stalled = harness.stream(topic, buffer=SMALL, name="stalled")
+    other = harness.stream(topic)
     text = "x" * 1_000_000
     topic.publish(text)
     read(other, line(text))
-    house.pass_time(PACE.stall_timeout - 1)
-    assert house.released == []
-    house.pass_time(2)
-    if not house.released:  # the kernel may have made room late (a delayed acknowledgement), which is progress
-        house.pass_time(PACE.stall_timeout)
-    assert house.released == ["stalled"]
+    harness.pass_time(PACE.stall_timeout - 1)
+    assert harness.released == []
+    harness.pass_time(2)
+    if not harness.released:  # the kernel may have made room late (a delayed acknowledgement), which is progress
+        harness.pass_time(PACE.stall_timeout)
+    assert harness.released == ["stalled"]
     assert topic.clients == 1
     with suppress(ConnectionResetError):
         rest(stalled)
 
 
-def test_a_client_that_takes_a_little_in_time_is_not_stalled(house: House) -> None:
+def test_a_client_that_takes_a_little_in_time_is_not_stalled(harness: Harness) -> None:
     """Messages so small that the socket takes each whole or not at all: progress shows at no message's middle."""
     topic = news(history=100_000)
-    slow = house.stream(topic, buffer=SMALL, name="slow")
-    house.settle()
+    slow = harness.stream(topic, buffer=SMALL, name="slow")
+    harness.settle()
     for _ in range(2_000):
         topic.publish("x" * 200)
     for _ in range(8):
-        house.pass_time(PACE.stall_timeout / 2)
+        harness.pass_time(PACE.stall_timeout / 2)
         for _ in range(12):
             slow.recv(2_000)
-    assert house.released == []
+    assert harness.released == []
 
 
-def test_a_quiet_stream_is_kept_alive(house: House) -> None:
+def test_a_quiet_stream_is_kept_alive(harness: Harness) -> None:
     topic = news()
-    client = house.stream(topic)
+    client = harness.stream(topic)
     assert read(client, '"heartbeat"}\n') == '{"state": "heartbeat"}\n'  # the first bytes of every stream
-    house.pass_time(PACE.heartbeat - 1)
+    harness.pass_time(PACE.heartbeat - 1)
     topic.publish("a")
     assert contents(read(client, line("a"))) == ["a"]
-    house.pass_time(PACE.heartbeat - 1)
+    harness.pass_time(PACE.heartbeat - 1)
     topic.publish("b")
     assert contents(read(client, line("b"))) == ["b"]  # it was not quiet
-    house.pass_time(PACE.heartbeat + 1)
+    harness.pass_time(PACE.heartbeat + 1)
     assert read(client, '"heartbeat"}\n') == '{"state": "heartbeat"}\n'
 
 
 @pytest.mark.parametrize("by", ["close", "reset", "half-close"])
-def test_a_client_that_leaves_is_noticed_without_a_message(house: House, by: str) -> None:
+def test_a_client_that_leaves_is_noticed_without_a_message(harness: Harness, by: str) -> None:
     topic = news()
-    client = house.stream(topic)
-    house.settle()
+    client = harness.stream(topic)
+    harness.settle()
     if by == "reset":
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     if by == "half-close":
         client.shutdown(socket.SHUT_WR)
     else:
         client.close()
-    wait_until(lambda: house.released, timeout=1.0)
-    house.settle()
+    wait_until(lambda: harness.released, timeout=1.0)
+    harness.settle()
     topic.publish("a")
-    house.settle()
-    assert house.released == ["client"]
+    harness.settle()
+    assert harness.released == ["client"]
     assert topic.clients == 0
 
 
@@ -337,112 +337,112 @@ def reset(client: socket.socket) -> None:
     client.close()
 
 
-def test_a_client_that_is_behind_and_resets_its_connection_is_let_go(house: House) -> None:
+def test_a_client_that_is_behind_and_resets_its_connection_is_let_go(harness: Harness) -> None:
     topic = news()
-    client, other = house.stream(topic, buffer=SMALL, name="behind"), house.stream(topic)
+    client, other = harness.stream(topic, buffer=SMALL, name="behind"), harness.stream(topic)
     text = "x" * 1_000_000
     topic.publish(text)
     read(other, line(text))
-    house.settle()
+    harness.settle()
     reset(client)
-    wait_until(lambda: house.released == ["behind"], timeout=1.0)
+    wait_until(lambda: harness.released == ["behind"], timeout=1.0)
     assert topic.clients == 1
-    assert_idle(house)
+    assert_idle(harness)
 
 
-def test_a_client_that_resets_its_connection_before_its_first_bytes_are_taken_is_let_go(house: House) -> None:
+def test_a_client_that_resets_its_connection_before_its_first_bytes_are_taken_is_let_go(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair(buffer=SMALL)
-    subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("client"))
+    ours, theirs = harness.pair(buffer=SMALL)
+    subscription = Subscription(topic, jsonlines, PACE, "", lambda: harness.released.append("client"))
     subscription.open()
-    house.hub.stream(ours, subscription, chunked=False, unsent=b"x" * 1_000_000)
-    house.settle()
+    harness.hub.stream(ours, subscription, chunked=False, unsent=b"x" * 1_000_000)
+    harness.settle()
     reset(theirs)
-    wait_until(lambda: house.released == ["client"], timeout=1.0)
-    assert_idle(house)
+    wait_until(lambda: harness.released == ["client"], timeout=1.0)
+    assert_idle(harness)
 
 
-def assert_idle(house: House) -> None:
+def assert_idle(harness: Harness) -> None:
     """While nothing happens the hub's thread sleeps: between two sweeps, or without clients for ever.
 
     There is no event for what does not happen: hence the short wait.
     """
     turns: list[float | None] = []
-    select = house.hub.selector.select
+    select = harness.hub.selector.select
 
     def counted(timeout: float | None = None) -> Any:
         turns.append(timeout)
         return select(timeout)
 
-    house.settle()
-    house.hub.selector.select = counted  # type: ignore[method-assign]
+    harness.settle()
+    harness.hub.selector.select = counted  # type: ignore[method-assign]
     try:
-        house.settle()
+        harness.settle()
         threading.Event().wait(0.1)
         assert len(turns) <= 4  # that of the call, and one that a sweep falls into
         assert turns[-1] is None or turns[-1] > 0.1
     finally:
-        house.hub.selector.select = select  # type: ignore[method-assign]
+        harness.hub.selector.select = select  # type: ignore[method-assign]
 
 
-def test_a_hub_without_clients_sleeps(house: House) -> None:
-    assert_idle(house)
-    house.stream(news()).close()
-    wait_until(lambda: house.released)
-    house.settle()
-    assert house.hub._timeout() is None
-    assert_idle(house)
+def test_a_hub_without_clients_sleeps(harness: Harness) -> None:
+    assert_idle(harness)
+    harness.stream(news()).close()
+    wait_until(lambda: harness.released)
+    harness.settle()
+    assert harness.hub._timeout() is None
+    assert_idle(harness)
 
 
-def test_a_hub_with_nothing_to_do_sleeps_until_the_next_sweep(house: House) -> None:
+def test_a_hub_with_nothing_to_do_sleeps_until_the_next_sweep(harness: Harness) -> None:
     topic, other = news(), news()
-    current, behind = house.stream(topic), house.stream(topic, buffer=SMALL)
+    current, behind = harness.stream(topic), harness.stream(topic, buffer=SMALL)
     current.sendall(b"GET / HTTP/1.1\r\n\r\n")  # what nobody asked for
-    waiting, _ = house.poll(other)
+    waiting, _ = harness.poll(other)
     waiting.sendall(b"GET / HTTP/1.1\r\n\r\n")  # which stays in the socket
-    ours, pulling = house.pair(buffer=SMALL)
+    ours, pulling = harness.pair(buffer=SMALL)
     body = Slow()
-    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    harness.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
     text = "x" * 1_000_000
     topic.publish(text)
     read(current, line(text))
-    assert_idle(house)
+    assert_idle(harness)
     for client in (current, behind, waiting, pulling):
         reset(client)
-    wait_until(lambda: len(house.released) == 2)
+    wait_until(lambda: len(harness.released) == 2)
     wait_until(lambda: body.closed)
     other.end()  # a poll whose client has asked again is looked at when there is an answer
-    wait_until(lambda: len(house.released) == 3)
-    assert_idle(house)
+    wait_until(lambda: len(harness.released) == 3)
+    assert_idle(harness)
 
 
-def test_a_burst_of_messages_wakes_the_hub_once(house: House) -> None:
+def test_a_burst_of_messages_wakes_the_hub_once(harness: Harness) -> None:
     topic = news()
-    client = house.stream(topic)
-    house.settle()
+    client = harness.stream(topic)
+    harness.settle()
     busy, go_on = threading.Event(), threading.Event()
-    house.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
+    harness.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
     assert busy.wait(PATIENCE)
     for number in range(50):
         topic.publish(str(number))
-    assert len(house.hub._ear.recv(100, socket.MSG_PEEK)) == 1
+    assert len(harness.hub._ear.recv(100, socket.MSG_PEEK)) == 1
     go_on.set()
     assert contents(read(client, line("49"))) == ["<heartbeat>", *map(str, range(50))]
-    assert_idle(house)
+    assert_idle(harness)
 
 
-def test_what_a_client_sends_on_its_stream_is_passed_over(house: House) -> None:
+def test_what_a_client_sends_on_its_stream_is_passed_over(harness: Harness) -> None:
     topic = news()
-    client = house.stream(topic)
+    client = harness.stream(topic)
     client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10_000)
     topic.publish("a")
     assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
 
 
-def test_a_client_that_leaves_while_others_are_written_to_takes_none_of_them_along(house: House) -> None:
+def test_a_client_that_leaves_while_others_are_written_to_takes_none_of_them_along(harness: Harness) -> None:
     topic = news()
-    clients = [house.stream(topic, name=str(number)) for number in range(30)]
-    house.settle()
+    clients = [harness.stream(topic, name=str(number)) for number in range(30)]
+    harness.settle()
     for client in clients[::3]:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
@@ -451,30 +451,30 @@ def test_a_client_that_leaves_while_others_are_written_to_takes_none_of_them_alo
     for number, client in enumerate(clients):
         if number % 3:
             assert contents(read(client, line("b"))) == ["<heartbeat>", "a", "b"]
-    house.settle()
-    assert sorted(house.released, key=int) == [str(number) for number in range(0, 30, 3)]
+    harness.settle()
+    assert sorted(harness.released, key=int) == [str(number) for number in range(0, 30, 3)]
 
 
-def test_an_ended_topic_ends_every_stream_when_it_has_all(house: House) -> None:
+def test_an_ended_topic_ends_every_stream_when_it_has_all(harness: Harness) -> None:
     topic = news()
-    slow, quick = house.stream(topic, buffer=SMALL, name="slow"), house.stream(topic, name="quick")
-    house.settle()
+    slow, quick = harness.stream(topic, buffer=SMALL, name="slow"), harness.stream(topic, name="quick")
+    harness.settle()
     texts = [str(number) * 5_000 for number in range(40)]
     for text in texts:
         topic.publish(text)
     topic.end()
     assert contents(rest(quick)) == ["<heartbeat>", *texts, "<done>"]
     assert contents(rest(slow)) == ["<heartbeat>", *texts, "<done>"]
-    wait_until(lambda: sorted(house.released) == ["quick", "slow"])
+    wait_until(lambda: sorted(harness.released) == ["quick", "slow"])
     assert topic.clients == 0
 
 
-def test_who_comes_after_the_end_gets_the_history_and_the_end(house: House) -> None:
+def test_who_comes_after_the_end_gets_the_history_and_the_end(harness: Harness) -> None:
     topic = news()
     topic.publish("a")
     topic.publish("b")
     topic.end()
-    client = house.stream(topic, last_event_id="earliest")
+    client = harness.stream(topic, last_event_id="earliest")
     assert contents(rest(client)) == ["<heartbeat>", "a", "b", "<done>"]
 
 
@@ -517,23 +517,23 @@ class Interleaved(Topic):
 
 
 @pytest.mark.parametrize("looks", range(40))
-def test_a_message_right_before_the_end_is_lost_on_nobody(house: House, looks: int) -> None:
+def test_a_message_right_before_the_end_is_lost_on_nobody(harness: Harness, looks: int) -> None:
     topic = Interleaved("news", content_type="text/plain")
-    streams = [house.stream(topic) for _ in range(2)]
-    polls = [house.poll(topic)[0]]
-    house.settle()
-    (ours, theirs), (ours_too, theirs_too) = house.pair(), house.pair()
-    house.ends.append(ours_too)
+    streams = [harness.stream(topic) for _ in range(2)]
+    polls = [harness.poll(topic)[0]]
+    harness.settle()
+    (ours, theirs), (ours_too, theirs_too) = harness.pair(), harness.pair()
+    harness.ends.append(ours_too)
     subscription, poll = Subscription(topic, jsonlines, PACE), LongPoll(topic, PACE)
     opening = subscription.open()
     assert poll.open() is None
     topic.looks = looks
-    house.hub.stream(ours, subscription, chunked=False, unsent=opening)
-    house.hub.poll(ours_too, poll, Reply(), unsent=b"")
-    house.settle()
+    harness.hub.stream(ours, subscription, chunked=False, unsent=opening)
+    harness.hub.poll(ours_too, poll, Reply(), unsent=b"")
+    harness.settle()
     with suppress(RuntimeError):  # it has ended
         topic.publish("a")
-    house.settle()
+    harness.settle()
     topic.looks = None
     with suppress(RuntimeError):
         topic.publish("last")
@@ -542,27 +542,27 @@ def test_a_message_right_before_the_end_is_lost_on_nobody(house: House, looks: i
         assert contents(rest(client))[-2:] == ["last", "<done>"]
     for client in (*polls, theirs_too):
         assert '"state": "ready"' in read(client, ">")
-    house.settle()
+    harness.settle()
     assert topic.clients == 0
 
 
-def test_a_client_that_has_left_is_forgotten_without_a_collection(house: House) -> None:
+def test_a_client_that_has_left_is_forgotten_without_a_collection(harness: Harness) -> None:
     topic = news()
     gc.collect()
     gc.disable()
     try:
-        ours, theirs = house.pair()
+        ours, theirs = harness.pair()
         remembered = weakref.ref(ours)
-        subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("client"))
-        house.hub.stream(ours, subscription, chunked=True, unsent=b"")
+        subscription = Subscription(topic, jsonlines, PACE, "", lambda: harness.released.append("client"))
+        harness.hub.stream(ours, subscription, chunked=True, unsent=b"")
         del ours, subscription
-        house.settle()
+        harness.settle()
         assert remembered() is not None
         theirs.close()
         wait_until(lambda: remembered() is None)
     finally:
         gc.enable()
-    assert house.released == ["client"]
+    assert harness.released == ["client"]
 
 
 # -- clients that pull
@@ -607,13 +607,13 @@ def in_a_thread(function: Callable[[], None]) -> None:
     threading.Thread(target=function).start()
 
 
-def test_a_client_that_pulls_and_does_not_read_gets_whole_heartbeats(house: House) -> None:
-    ours, theirs = house.pair(buffer=SMALL)
+def test_a_client_that_pulls_and_does_not_read_gets_whole_heartbeats(harness: Harness) -> None:
+    ours, theirs = harness.pair(buffer=SMALL)
     body = Slow()
-    house.hub.pull(ours, body, chunked=False, unsent=body.open(), run=in_a_thread)
+    harness.hub.pull(ours, body, chunked=False, unsent=body.open(), run=in_a_thread)
     assert body.asked.wait(PATIENCE)
     for _ in range(2):
-        house.pass_time(PACE.heartbeat + 1)
+        harness.pass_time(PACE.heartbeat + 1)
     body.due.set()
     found = b"".join(iter(lambda: theirs.recv(65_536), b""))
     assert found == b"open\n" + body.heartbeat + b"item\n"
@@ -621,37 +621,37 @@ def test_a_client_that_pulls_and_does_not_read_gets_whole_heartbeats(house: Hous
     assert len(body.closed) == 1
 
 
-def test_who_pulls_and_resets_its_connection_before_it_has_read_all_is_let_go(house: House) -> None:
-    ours, theirs = house.pair(buffer=SMALL)
+def test_who_pulls_and_resets_its_connection_before_it_has_read_all_is_let_go(harness: Harness) -> None:
+    ours, theirs = harness.pair(buffer=SMALL)
     body = Slow()
-    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
-    house.settle()
+    harness.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    harness.settle()
     reset(theirs)
     wait_until(lambda: body.closed, timeout=1.0)
     assert not body.asked.is_set()
-    assert_idle(house)
+    assert_idle(harness)
     assert len(body.closed) == 1
 
 
-def test_who_pulls_and_takes_nothing_is_closed_after_the_stall_timeout(house: House) -> None:
-    ours, theirs = house.pair(buffer=SMALL)
+def test_who_pulls_and_takes_nothing_is_closed_after_the_stall_timeout(harness: Harness) -> None:
+    ours, theirs = harness.pair(buffer=SMALL)
     body = Slow()
-    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
-    house.pass_time(PACE.stall_timeout - 1)
+    harness.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    harness.pass_time(PACE.stall_timeout - 1)
     theirs.recv(1_000)  # too little for the socket to take more
     assert not body.closed
-    house.pass_time(1)
+    harness.pass_time(1)
     wait_until(lambda: body.closed)
     assert body.tally.figures().stalled == 1
 
 
-def test_who_pulls_and_takes_a_little_in_time_is_not_stalled(house: House) -> None:
-    ours, theirs = house.pair(buffer=SMALL)
+def test_who_pulls_and_takes_a_little_in_time_is_not_stalled(harness: Harness) -> None:
+    ours, theirs = harness.pair(buffer=SMALL)
     body = Slow()
-    house.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
+    harness.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
     left = 1_000_000
     for _ in range(4):
-        house.pass_time(PACE.stall_timeout / 2)
+        harness.pass_time(PACE.stall_timeout / 2)
         for _ in range(20):
             left -= len(theirs.recv(5_000))
     while left:
@@ -664,12 +664,12 @@ def test_who_pulls_and_takes_a_little_in_time_is_not_stalled(house: House) -> No
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(house: House, chunked: bool) -> None:
-    ours, theirs = house.pair()
+def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(harness: Harness, chunked: bool) -> None:
+    ours, theirs = harness.pair()
     body = Slow()
-    house.hub.pull(ours, body, chunked=chunked, unsent=b"", run=in_a_thread)
+    harness.hub.pull(ours, body, chunked=chunked, unsent=b"", run=in_a_thread)
     assert body.asked.wait(PATIENCE)
-    house.hub.stop()
+    harness.hub.stop()
     assert rest(theirs) == ("6\r\nretry\n\r\n0\r\n\r\n" if chunked else "retry\n")
     assert not body.closed  # it still runs
     body.due.set()
@@ -677,26 +677,26 @@ def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(house: Hous
     assert len(body.closed) == 1
 
 
-def test_who_leaves_while_the_next_bytes_are_made_is_noticed_and_closed_when_they_are(house: House) -> None:
-    ours, theirs = house.pair()
+def test_who_leaves_while_the_next_bytes_are_made_is_noticed_and_closed_when_they_are(harness: Harness) -> None:
+    ours, theirs = harness.pair()
     body = Slow()
-    house.hub.pull(ours, body, chunked=True, unsent=b"", run=in_a_thread)
+    harness.hub.pull(ours, body, chunked=True, unsent=b"", run=in_a_thread)
     assert body.asked.wait(PATIENCE)
     theirs.close()
     wait_until(lambda: ours.fileno() < 0, timeout=1.0)
     body.due.set()
     wait_until(lambda: body.closed)
-    house.settle()
+    harness.settle()
     assert len(body.closed) == 1
 
 
 # -- long polls
 
 
-def test_one_message_answers_every_poll(house: House) -> None:
+def test_one_message_answers_every_poll(harness: Harness) -> None:
     topic = news()
-    polls = [house.poll(topic) for _ in range(5)]
-    house.settle()
+    polls = [harness.poll(topic) for _ in range(5)]
+    harness.settle()
     topic.publish("a")
     for client, reply in polls:
         assert '"state": "ready"' in (answer := read(client, ">"))
@@ -704,57 +704,57 @@ def test_one_message_answers_every_poll(house: House) -> None:
         assert reply.over.wait(PATIENCE)
         assert reply.rest == b""
         assert not reply.left
-    assert house.released == ["poll"] * 5
+    assert harness.released == ["poll"] * 5
     assert topic.clients == 0
 
 
-def test_a_poll_whose_time_is_over_is_answered(house: House) -> None:
+def test_a_poll_whose_time_is_over_is_answered(harness: Harness) -> None:
     topic = news()
-    client, reply = house.poll(topic)
-    house.pass_time(PACE.longpoll_timeout - 1)
+    client, reply = harness.poll(topic)
+    harness.pass_time(PACE.longpoll_timeout - 1)
     assert not reply.over.is_set()
-    house.pass_time(1)
+    harness.pass_time(1)
     assert '"state": "waiting"' in read(client, ">")
-    assert house.released == ["poll"]
+    assert harness.released == ["poll"]
 
 
-def test_a_poll_whose_client_leaves_is_forgotten(house: House) -> None:
+def test_a_poll_whose_client_leaves_is_forgotten(harness: Harness) -> None:
     topic = news()
-    client, reply = house.poll(topic)
-    house.settle()
+    client, reply = harness.poll(topic)
+    harness.settle()
     client.close()
     assert reply.over.wait(1.0)
     assert reply.left
-    assert house.released == ["poll"]
+    assert harness.released == ["poll"]
     topic.publish("a")
-    house.settle()
-    assert house.released == ["poll"]
+    harness.settle()
+    assert harness.released == ["poll"]
 
 
-def test_the_next_request_stays_in_the_socket_of_a_poll(house: House) -> None:
+def test_the_next_request_stays_in_the_socket_of_a_poll(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair()
-    house.ends.append(ours)
+    ours, theirs = harness.pair()
+    harness.ends.append(ours)
     poll, reply = LongPoll(topic, PACE), Reply()
     assert poll.open() is None
-    house.hub.poll(ours, poll, reply, unsent=b"")
+    harness.hub.poll(ours, poll, reply, unsent=b"")
     theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
-    house.settle()
-    house.settle()
+    harness.settle()
+    harness.settle()
     topic.publish("a")
     assert '"content": "a"' in read(theirs, ">")
     assert reply.over.wait(PATIENCE)
     assert ours.recv(100) == b"GET /next HTTP/1.1\r\n\r\n"
 
 
-def test_what_a_full_socket_does_not_take_of_an_answer_goes_back_with_the_connection(house: House) -> None:
+def test_what_a_full_socket_does_not_take_of_an_answer_goes_back_with_the_connection(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair(buffer=SMALL)
-    house.ends.append(ours)
+    ours, theirs = harness.pair(buffer=SMALL)
+    harness.ends.append(ours)
     poll, reply = LongPoll(topic, PACE), Reply()
     assert poll.open() is None
-    house.hub.poll(ours, poll, reply, unsent=b"")
-    house.settle()
+    harness.hub.poll(ours, poll, reply, unsent=b"")
+    harness.settle()
     topic.publish("x" * 1_000_000)
     assert reply.over.wait(PATIENCE)
     assert reply.rest
@@ -766,36 +766,36 @@ def test_what_a_full_socket_does_not_take_of_an_answer_goes_back_with_the_connec
     assert "x" * 1_000_000 in answer
 
 
-def test_a_poll_whose_client_resets_before_it_has_the_response_before_is_forgotten(house: House) -> None:
+def test_a_poll_whose_client_resets_before_it_has_the_response_before_is_forgotten(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair(buffer=SMALL)
-    poll, reply = LongPoll(topic, PACE, "", lambda: house.released.append("poll")), Reply()
+    ours, theirs = harness.pair(buffer=SMALL)
+    poll, reply = LongPoll(topic, PACE, "", lambda: harness.released.append("poll")), Reply()
     assert poll.open() is None
-    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000)
-    house.settle()
+    harness.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000)
+    harness.settle()
     reset(theirs)
     assert reply.over.wait(1.0)
     assert reply.left
-    assert house.released == ["poll"]
+    assert harness.released == ["poll"]
     assert topic.clients == 0
-    assert_idle(house)
+    assert_idle(harness)
 
 
-def test_a_poll_whose_client_is_gone_when_the_answer_comes_is_forgotten(house: House) -> None:
+def test_a_poll_whose_client_is_gone_when_the_answer_comes_is_forgotten(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair()
-    poll, reply = LongPoll(topic, PACE, "", lambda: house.released.append("poll")), Reply()
+    ours, theirs = harness.pair()
+    poll, reply = LongPoll(topic, PACE, "", lambda: harness.released.append("poll")), Reply()
     assert poll.open() is None
-    house.hub.poll(ours, poll, reply, unsent=b"")
+    harness.hub.poll(ours, poll, reply, unsent=b"")
     theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")  # the socket is watched no more
-    house.settle()
-    house.settle()
+    harness.settle()
+    harness.settle()
     reset(theirs)
     topic.publish("a")
     assert reply.over.wait(PATIENCE)
     assert reply.left
     assert ours.fileno() < 0
-    assert house.released == ["poll"]
+    assert harness.released == ["poll"]
 
 
 class CountedTopic(Topic):
@@ -808,25 +808,25 @@ class CountedTopic(Topic):
         return super().following(position)
 
 
-def test_a_poll_that_comes_costs_the_waiting_ones_nothing(house: House) -> None:
+def test_a_poll_that_comes_costs_the_waiting_ones_nothing(harness: Harness) -> None:
     topic = CountedTopic("news", content_type="text/plain")
     for _ in range(50):
-        house.poll(topic)
-    house.settle()
+        harness.poll(topic)
+    harness.settle()
     topic.asked = 0
     for _ in range(50):
-        house.poll(topic)
-    house.settle()
+        harness.poll(topic)
+    harness.settle()
     assert topic.asked <= 50 * 5
 
 
-def test_the_response_before_a_poll_does_not_wait_for_its_answer(house: House) -> None:
+def test_the_response_before_a_poll_does_not_wait_for_its_answer(harness: Harness) -> None:
     topic = news()
-    ours, theirs = house.pair(buffer=SMALL)
-    house.ends.append(ours)
+    ours, theirs = harness.pair(buffer=SMALL)
+    harness.ends.append(ours)
     poll, reply = LongPoll(topic, PACE), Reply()
     assert poll.open() is None
-    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000 + b">")
+    harness.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000 + b">")
     theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
     assert read(theirs, ">") == "x" * 1_000_000 + ">"
     topic.publish("a")
@@ -834,15 +834,17 @@ def test_the_response_before_a_poll_does_not_wait_for_its_answer(house: House) -
     assert reply.over.wait(PATIENCE)
 
 
-def test_what_a_full_socket_does_not_take_of_the_response_before_a_poll_comes_before_its_answer(house: House) -> None:
+def test_what_a_full_socket_does_not_take_of_the_response_before_a_poll_comes_before_its_answer(
+    harness: Harness,
+) -> None:
     topic = news()
-    ours, theirs = house.pair(buffer=SMALL)
-    house.ends.append(ours)
+    ours, theirs = harness.pair(buffer=SMALL)
+    harness.ends.append(ours)
     poll, reply = LongPoll(topic, PACE), Reply()
     assert poll.open() is None
-    house.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000 + b">")
-    house.settle()
-    house.settle()
+    harness.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000 + b">")
+    harness.settle()
+    harness.settle()
     topic.publish("a")
     assert reply.over.wait(PATIENCE)
     assert reply.rest
@@ -867,11 +869,11 @@ class FirstWord(Topic):
         return super().id_at(position)
 
 
-def test_a_poll_that_is_let_go_as_the_first_message_comes_asks_for_it_the_next_time(house: House) -> None:
+def test_a_poll_that_is_let_go_as_the_first_message_comes_asks_for_it_the_next_time(harness: Harness) -> None:
     topic = FirstWord("news", content_type="text/plain")
-    client, _ = house.poll(topic)
+    client, _ = harness.poll(topic)
     topic.armed = True
-    house.pass_time(PACE.longpoll_timeout + 1)
+    harness.pass_time(PACE.longpoll_timeout + 1)
     answer = read(client, ">")
     assert '"state": "waiting"' in answer
     assert f'"last_event_id": "{topic.epoch}-0"' in answer
@@ -890,12 +892,12 @@ class Passing(Topic):
         return super().id_at(position)
 
 
-def test_a_poll_that_is_let_go_as_messages_pass_it_by_is_told_the_next_time(house: House) -> None:
+def test_a_poll_that_is_let_go_as_messages_pass_it_by_is_told_the_next_time(harness: Harness) -> None:
     topic = Passing("news", content_type="text/plain", history=2)
     last = topic.publish("a").id
-    client, _ = house.poll(topic, last_event_id=last)
+    client, _ = harness.poll(topic, last_event_id=last)
     topic.armed = True
-    house.pass_time(PACE.longpoll_timeout + 1)
+    harness.pass_time(PACE.longpoll_timeout + 1)
     answer = json.loads(read(client, ">")[1:-1])
     assert answer["state"] == "waiting"
     body = LongPoll(topic, PACE, answer["last_event_id"]).open()
@@ -906,72 +908,72 @@ def test_a_poll_that_is_let_go_as_messages_pass_it_by_is_told_the_next_time(hous
 # -- the end
 
 
-def test_a_stop_ends_streams_and_answers_polls_with_a_hint(house: House) -> None:
+def test_a_stop_ends_streams_and_answers_polls_with_a_hint(harness: Harness) -> None:
     topic = news()
-    chunked, plain = house.stream(topic, multipart, chunked=True), house.stream(topic, sse)
-    poll, reply = house.poll(topic)
-    house.settle()
-    house.hub.stop()
+    chunked, plain = harness.stream(topic, multipart, chunked=True), harness.stream(topic, sse)
+    poll, reply = harness.poll(topic)
+    harness.settle()
+    harness.hub.stop()
     assert rest(chunked).endswith("\r\n\r\n0\r\n\r\n")
     assert "retry: " in rest(plain)
     answer = rest(poll)
     assert '"state": "waiting"' in answer
     assert '"retry": ' in answer
     assert reply.left
-    assert sorted(house.released) == ["client", "client", "poll"]
+    assert sorted(harness.released) == ["client", "client", "poll"]
     assert topic.clients == 0
 
 
-def test_what_was_published_before_a_stop_is_written_before_it(house: House) -> None:
+def test_what_was_published_before_a_stop_is_written_before_it(harness: Harness) -> None:
     topic = news()
-    client = house.stream(topic)
-    house.settle()
-    stopping = threading.Thread(target=house.hub.stop)
+    client = harness.stream(topic)
+    harness.settle()
+    stopping = threading.Thread(target=harness.hub.stop)
 
     def stop_behind_a_message() -> None:  # when the hub has looked for messages, and will next look whether to stop
         topic.publish("a")
         stopping.start()
-        wait_until(lambda: house.hub._stopping)
+        wait_until(lambda: harness.hub._stopping)
 
-    house.clock.then = stop_behind_a_message
-    house.hub.call(lambda: None)
+    harness.clock.then = stop_behind_a_message
+    harness.hub.call(lambda: None)
     assert contents(rest(client)) == ["<heartbeat>", "a", "<waiting>"]
     stopping.join()
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_stream_that_comes_during_a_stop_ends_as_cleanly(house: House, chunked: bool) -> None:
+def test_a_stream_that_comes_during_a_stop_ends_as_cleanly(harness: Harness, chunked: bool) -> None:
     topic = news()
     topic.publish("a")
-    house.hub.stop()
-    ours, theirs = house.pair()
-    subscription = Subscription(topic, jsonlines, PACE, "", lambda: house.released.append("late"))
+    harness.hub.stop()
+    ours, theirs = harness.pair()
+    subscription = Subscription(topic, jsonlines, PACE, "", lambda: harness.released.append("late"))
     opening = subscription.open()
-    house.hub.stream(ours, subscription, chunked=chunked, unsent=opening)
+    harness.hub.stream(ours, subscription, chunked=chunked, unsent=opening)
     found = rest(theirs)
     line = r'{"state": "waiting", "retry": \d+}\n'
     ending = rf"[0-9a-f]+\r\n{line}\r\n0\r\n\r\n" if chunked else line
     assert re.fullmatch(re.escape(opening.decode()) + ending, found)
-    assert house.released == ["late"]
+    assert harness.released == ["late"]
 
 
-def test_a_poll_that_comes_during_a_stop_is_answered(house: House) -> None:
+def test_a_poll_that_comes_during_a_stop_is_answered(harness: Harness) -> None:
     topic = news()
-    house.hub.stop()
-    client, reply = house.poll(topic)
+    harness.hub.stop()
+    client, reply = harness.poll(topic)
     assert '"retry": ' in rest(client)
     assert reply.left
-    assert house.released == ["poll"]
+    assert harness.released == ["poll"]
 
 
-def test_a_stopped_hub_leaves_nothing_behind(house: House) -> None:
+def test_a_stopped_hub_leaves_nothing_behind(harness: Harness) -> None:
     topic = news()
-    house.stream(topic)
-    house.settle()
-    house.hub.stop()
+    harness.stream(topic)
+    harness.settle()
+    harness.hub.stop()
     assert topic._listeners == ()
     topic.publish("a")
-    assert not house.hub._changed
+    assert not harness.hub._changed
 
 
 def test_a_hub_without_clients_stops_and_closes_its_files() -> None:
@@ -991,23 +993,23 @@ class Flood(Topic):
         return super().following(position)
 
 
-def test_a_flood_of_messages_leaves_the_hub_time_for_others(house: House) -> None:
+def test_a_flood_of_messages_leaves_the_hub_time_for_others(harness: Harness) -> None:
     flooded = Flood("news", content_type="text/plain")
-    house.stream(flooded)
+    harness.stream(flooded)
     flooded.publish("the first of many")
     wait_until(lambda: flooded.head > 1_000)
     topic = news()
-    client = house.stream(topic)
+    client = harness.stream(topic)
     topic.publish("a")
     assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
     flooded.end()
 
 
 def test_clients_of_whom_nobody_knows_what_they_have_are_let_go_and_come_back(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic = news()
-    clients = [house.stream(topic, name=f"client {number}") for number in range(3)]
+    clients = [harness.stream(topic, name=f"client {number}") for number in range(3)]
     last = topic.publish("a").id
     for client in clients:
         read(client, line("a"))
@@ -1017,21 +1019,21 @@ def test_clients_of_whom_nobody_knows_what_they_have_are_let_go_and_come_back(
         raise OSError("out of order")
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.hub.sender, "send_each", half_done)
+        patch.setattr(harness.hub.sender, "send_each", half_done)
         topic.publish("b")
         assert [contents(rest(client)) for client in clients] == [["b"], [], []]
-    house.settle()
-    assert sorted(house.released) == ["client 0", "client 1", "client 2"]
+    harness.settle()
+    assert sorted(harness.released) == ["client 0", "client 1", "client 2"]
     assert "out of order" in caplog.text
-    again = house.stream(topic, last_event_id=last)
+    again = harness.stream(topic, last_event_id=last)
     topic.publish("c")
     assert contents(read(again, line("c"))) == ["<heartbeat>", "b", "c"]
 
 
-def test_publishing_waits_for_no_client(house: House) -> None:
+def test_publishing_waits_for_no_client(harness: Harness) -> None:
     topic = news(history=10)
-    house.stream(topic, buffer=SMALL)
-    house.settle()
+    harness.stream(topic, buffer=SMALL)
+    harness.settle()
     publisher = threading.Thread(target=lambda: [topic.publish("x" * 100_000) for _ in range(200)])
     publisher.start()
     publisher.join(PATIENCE)

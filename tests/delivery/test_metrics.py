@@ -71,7 +71,7 @@ def test_nothing_is_lost_when_threads_count_at_once() -> None:
     assert counters.refusals() == {("topic", 503): 8_000}
 
 
-class House:
+class Harness:
     """A hub with a clock that passes when told, and clients of one topic."""
 
     def __init__(self) -> None:
@@ -108,11 +108,11 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    yield house
-    house.hub.stop()
-    for sock in house.sockets:
+def harness() -> Iterator[Harness]:
+    harness = Harness()
+    yield harness
+    harness.hub.stop()
+    for sock in harness.sockets:
         sock.close()
 
 
@@ -126,11 +126,11 @@ def received(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def test_the_hub_counts_clients_messages_and_bytes(house: House) -> None:
-    first, second = house.stream(), house.stream()
+def test_the_hub_counts_clients_messages_and_bytes(harness: Harness) -> None:
+    first, second = harness.stream(), harness.stream()
     for text in ("one", "two", "three"):
-        house.publish(text)
-    figures = house.figures()
+        harness.publish(text)
+    figures = harness.figures()
     assert (figures.clients, figures.messages, figures.behind) == (2, 6, 0)
     halves = figures.bytes // 2
     assert received(first, halves).count(b'"content"') == received(second, halves).count(b'"content"') == 3
@@ -140,98 +140,98 @@ def test_the_hub_counts_clients_messages_and_bytes(house: House) -> None:
             sock.recv(1)  # all that came was counted
 
 
-def test_the_hub_counts_those_who_leave(house: House) -> None:
-    house.stream()
-    house.stream().close()
-    wait_until(lambda: house.figures().clients == 1)
+def test_the_hub_counts_those_who_leave(harness: Harness) -> None:
+    harness.stream()
+    harness.stream().close()
+    wait_until(lambda: harness.figures().clients == 1)
 
 
-def test_a_client_that_does_not_read_is_behind_is_reset_and_counted_once_it_reads_again(house: House) -> None:
-    reader = house.stream()
+def test_a_client_that_does_not_read_is_behind_is_reset_and_counted_once_it_reads_again(harness: Harness) -> None:
+    reader = harness.stream()
     for number in range(20):  # more than the history holds
-        house.publish(f"{number}" + "x" * 60_000)
-    figures = house.figures()
+        harness.publish(f"{number}" + "x" * 60_000)
+    figures = harness.figures()
     assert figures.behind == 1
     assert figures.lag > 5
     assert figures.resets == 0
-    while house.figures().behind:
+    while harness.figures().behind:
         reader.recv(65_536)
-        house.settle()
-    figures = house.figures()
+        harness.settle()
+    figures = harness.figures()
     assert (figures.lag, figures.resets, figures.stalled, figures.clients) == (0, 1, 0, 1)
 
 
-def test_a_client_that_never_reads_is_closed_and_counted(house: House) -> None:
-    house.stream()
-    while not house.figures().behind:
-        house.publish("x" * 60_000)
-        house.publish("y")
-    house.now += 31
-    wait_until(lambda: (house.settle(), house.figures().stalled)[1] == 1)
-    assert house.figures()[:3] == (0, 0, 0)
+def test_a_client_that_never_reads_is_closed_and_counted(harness: Harness) -> None:
+    harness.stream()
+    while not harness.figures().behind:
+        harness.publish("x" * 60_000)
+        harness.publish("y")
+    harness.now += 31
+    wait_until(lambda: (harness.settle(), harness.figures().stalled)[1] == 1)
+    assert harness.figures()[:3] == (0, 0, 0)
 
 
-def test_a_stream_in_a_thread_counts_the_same(house: House) -> None:
-    house.topic.publish("one")
-    body = iter(Subscription(house.topic, jsonlines, house.pace))
+def test_a_stream_in_a_thread_counts_the_same(harness: Harness) -> None:
+    harness.topic.publish("one")
+    body = iter(Subscription(harness.topic, jsonlines, harness.pace))
     data = next(body)
-    house.topic.publish("two")
+    harness.topic.publish("two")
     data += next(body)
-    house.topic.publish("three")
-    assert house.figures() == NOTHING._replace(clients=1, behind=1, lag=1, messages=2, bytes=len(data))
+    harness.topic.publish("three")
+    assert harness.figures() == NOTHING._replace(clients=1, behind=1, lag=1, messages=2, bytes=len(data))
     body.close()  # type: ignore[attr-defined]
-    assert house.figures()[:3] == (0, 0, 0)
+    assert harness.figures()[:3] == (0, 0, 0)
 
 
-def test_a_long_poll_counts_its_answers(house: House) -> None:
-    house.topic.publish("one")
-    house.topic.publish("two")
-    poll = LongPoll(house.topic, house.pace, "earliest")
+def test_a_long_poll_counts_its_answers(harness: Harness) -> None:
+    harness.topic.publish("one")
+    harness.topic.publish("two")
+    poll = LongPoll(harness.topic, harness.pace, "earliest")
     body = poll.open()
     poll.close()
     assert body is not None
-    assert house.figures("longpoll") == NOTHING._replace(messages=2, bytes=len(body))
+    assert harness.figures("longpoll") == NOTHING._replace(messages=2, bytes=len(body))
 
 
 @pytest.mark.parametrize("end", [False, True])
-def test_a_long_poll_without_a_message_counts_none(house: House, end: bool) -> None:
-    poll = LongPoll(house.topic, house.pace)
+def test_a_long_poll_without_a_message_counts_none(harness: Harness, end: bool) -> None:
+    poll = LongPoll(harness.topic, harness.pace)
     assert poll.open() is None
     poll.join()
-    assert house.figures("longpoll") == NOTHING._replace(clients=1)
+    assert harness.figures("longpoll") == NOTHING._replace(clients=1)
     if end:
-        house.topic.end()
+        harness.topic.end()
         body = poll.answer()
         assert body is not None
     else:
         body = poll.waiting()
     poll.close()
-    assert house.figures("longpoll") == NOTHING._replace(bytes=len(body))
+    assert harness.figures("longpoll") == NOTHING._replace(bytes=len(body))
 
 
-def test_a_notice_is_no_message(house: House) -> None:
-    client = house.stream()
-    poll = LongPoll(house.topic, house.pace)
+def test_a_notice_is_no_message(harness: Harness) -> None:
+    client = harness.stream()
+    poll = LongPoll(harness.topic, harness.pace)
     assert poll.open() is None
-    house.topic.notify("reset")
-    house.settle()
+    harness.topic.notify("reset")
+    harness.settle()
     body = poll.answer()
     assert body is not None
-    assert (house.figures().messages, house.figures().resets) == (0, 1)
-    assert (house.figures("longpoll").messages, house.figures("longpoll").resets) == (0, 1)
-    house.topic.notify("failing")
-    house.settle()
-    body = iter(Subscription(house.topic, jsonlines, house.pace, "earliest"))
+    assert (harness.figures().messages, harness.figures().resets) == (0, 1)
+    assert (harness.figures("longpoll").messages, harness.figures("longpoll").resets) == (0, 1)
+    harness.topic.notify("failing")
+    harness.settle()
+    body = iter(Subscription(harness.topic, jsonlines, harness.pace, "earliest"))
     assert b"reset" in next(body)
     body.close()  # type: ignore[attr-defined]
-    assert house.figures() == house.figures()._replace(clients=1, messages=0, resets=2)
+    assert harness.figures() == harness.figures()._replace(clients=1, messages=0, resets=2)
     assert b"failing" in client.recv(1_000)
 
 
-def test_a_reset_at_the_beginning_is_counted(house: House) -> None:
-    body = iter(Subscription(house.topic, jsonlines, house.pace, "another-1"))
+def test_a_reset_at_the_beginning_is_counted(harness: Harness) -> None:
+    body = iter(Subscription(harness.topic, jsonlines, harness.pace, "another-1"))
     first = next(body)
-    assert house.figures() == NOTHING._replace(clients=1, resets=1, bytes=len(first))
+    assert harness.figures() == NOTHING._replace(clients=1, resets=1, bytes=len(first))
     body.close()  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""The demo application by WebTest: all that is finite. Streams, which never end, are in end_to_end/test_demo_under_pserve.py."""
+"""The demo application by WebTest: all that is finite. For streams see end_to_end/test_demo_under_pserve.py."""
 
 from __future__ import annotations
 

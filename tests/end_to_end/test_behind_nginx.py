@@ -202,9 +202,9 @@ def received(driver: Any) -> int:
     return int(text(driver, "received"))
 
 
-@pytest.mark.parametrize("house", ["plain", "gzip", "http11"])
-def test_push_js_is_live_by_each_transport(chrome: Any, ports: dict[str, int], house: str) -> None:
-    chrome.get(f"http://127.0.0.1:{ports[house]}/")
+@pytest.mark.parametrize("application", ["plain", "gzip", "http11"])
+def test_push_js_is_live_by_each_transport(chrome: Any, ports: dict[str, int], application: str) -> None:
+    chrome.get(f"http://127.0.0.1:{ports[application]}/")
     for transport in (*TRANSPORTS, "multipart"):
         choose(chrome, transport)
         before = received(chrome)

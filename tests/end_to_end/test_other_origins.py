@@ -18,9 +18,9 @@ PREFLIGHT = ("Access-Control-Request-Method: GET", "Access-Control-Request-Heade
 
 
 def running(origins: str) -> Iterator[Pushing]:
-    with pushing({"cors_origins": origins, "max_clients": 1}) as house:
-        house.topics["news"].publish("a")
-        yield house
+    with pushing({"cors_origins": origins, "max_clients": 1}) as application:
+        application.topics["news"].publish("a")
+        yield application
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +44,19 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 def ask(
-    house: Pushing, origin: str | None, query: str = "", *headers: str, method: str = "GET"
+    application: Pushing, origin: str | None, query: str = "", *headers: str, method: str = "GET"
 ) -> tuple[int, dict[str, str]]:
     """Status and headers for a page of `origin`."""
     given = [f"Origin: {origin}"] if origin else []
-    with house.client(f"/push/news{query}", *given, *headers, "Connection: close", method=method) as client:
+    with application.client(f"/push/news{query}", *given, *headers, "Connection: close", method=method) as client:
         return client.head()
 
 
-def ask_again(house: Pushing, origin: str, query: str) -> tuple[int, dict[str, str]]:
+def ask_again(application: Pushing, origin: str, query: str) -> tuple[int, dict[str, str]]:
     """The same, once the one place is free: the client before may not have been missed yet."""
 
     def answer() -> tuple[int, dict[str, str]] | None:
-        found = ask(house, origin, query)
+        found = ask(application, origin, query)
         return found if found[0] != 503 else None
 
     found: tuple[int, dict[str, str]] = wait_until(answer, what="the place of the client before")
@@ -162,9 +162,9 @@ def test_a_page_of_another_origin_can_read_when_to_come_back(some: Pushing, tran
 
 
 def test_an_ended_topic_is_204_for_a_page_of_another_origin_too(every: Pushing) -> None:
-    with pushing({"cors_origins": ORIGIN}) as house:
-        house.topics["news"].end()
-        status, headers = ask(house, ORIGIN, "?transport=sse")
+    with pushing({"cors_origins": ORIGIN}) as application:
+        application.topics["news"].end()
+        status, headers = ask(application, ORIGIN, "?transport=sse")
     assert (status, headers["access-control-allow-origin"]) == (204, ORIGIN)
 
 
@@ -204,8 +204,8 @@ def test_chromium_agrees() -> None:
         pushing({"cors_origins": "http://localhost:1"}) as stranger,
         chromium() as driver,
     ):
-        for house in (friend, stranger):
-            house.topics["news"].publish("news-1")
+        for application in (friend, stranger):
+            application.topics["news"].publish("news-1")
         driver.get(f"http://127.0.0.1:{page.port}/push?transport=pigeon")  # any page of that origin
         driver.set_script_timeout(20)
         allowed = driver.execute_async_script(SCRIPT, f"http://127.0.0.1:{friend.port}/push/news")

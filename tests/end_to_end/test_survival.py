@@ -58,7 +58,7 @@ def needs_open_files(count: int) -> None:
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
 
 
-class Room:
+class Running:
     """A `pserve` with the application of fixtureapps/newsroom.py, seen from outside."""
 
     def __init__(self, process: Pserve) -> None:
@@ -107,13 +107,13 @@ class Room:
 
 
 @contextlib.contextmanager
-def room_with(tmp_path: Path, **ini: object) -> Iterator[Room]:
+def room_with(tmp_path: Path, **ini: object) -> Iterator[Running]:
     with pserve(tmp_path, APP | {f"pushdemo.{key}": value for key, value in ini.items()}) as process:
-        room = Room(process)
+        running = Running(process)
         try:
-            yield room
+            yield running
         finally:
-            room.connection.close()
+            running.connection.close()
         assert "Traceback" not in process.log
 
 
@@ -203,8 +203,8 @@ class Swarm:
         self.poll.close()
 
 
-def swarm(stack: contextlib.ExitStack, room: Room, path: str, count: int, *, reading: bool = True) -> Swarm:
-    made = Swarm(room.port, path, count, reading=reading)
+def swarm(stack: contextlib.ExitStack, running: Running, path: str, count: int, *, reading: bool = True) -> Swarm:
+    made = Swarm(running.port, path, count, reading=reading)
     stack.callback(made.close)
     return made
 
@@ -212,17 +212,17 @@ def swarm(stack: contextlib.ExitStack, room: Room, path: str, count: int, *, rea
 # -- clients that do not read
 
 
-def spread(room: Room, readers: Swarm, texts: list[str]) -> float:
+def spread(running: Running, readers: Swarm, texts: list[str]) -> float:
     """The median, over some messages, of the seconds from its publication until the last reader has it.
 
     Those for which the server has waited for a processor are those of whoever else is on this machine.
     """
     times = []
     for text in texts:
-        queued, start = room.queued, time.monotonic()
-        room.publish(text)
+        queued, start = running.queued, time.monotonic()
+        running.publish(text)
         taken = readers.await_text(text[-20:]) - start
-        times.append(taken - (room.queued - queued))
+        times.append(taken - (running.queued - queued))
     return statistics.median(times)
 
 
@@ -232,20 +232,22 @@ def test_clients_that_never_read_among_five_times_as_many_that_do(tmp_path: Path
     """All get every message; those that read, not much later for those that do not; and these cost little, and go."""
     reader_count, stall_timeout = 5 * stalled_count, 2.0 + stalled_count / 100
     texts = [f"{number:05}{'x' * 4_000}{number:020}" for number in range(60)]
-    with room_with(tmp_path, stall_timeout=stall_timeout) as room, contextlib.ExitStack() as stack:
-        readers = swarm(stack, room, "/push/news?transport=jsonlines", reader_count).join()
-        alone = spread(room, readers, texts[:20])
-        swarm(stack, room, "/push/news?transport=jsonlines", stalled_count, reading=False)
-        wait_until(lambda: room.held == reader_count + stalled_count)
-        memory = room.memory
-        spread(room, readers, texts[20:40])  # their sockets are full now
-        beside = spread(room, readers, texts[40:])
-        grown = room.memory - memory
+    with room_with(tmp_path, stall_timeout=stall_timeout) as running, contextlib.ExitStack() as stack:
+        readers = swarm(stack, running, "/push/news?transport=jsonlines", reader_count).join()
+        alone = spread(running, readers, texts[:20])
+        swarm(stack, running, "/push/news?transport=jsonlines", stalled_count, reading=False)
+        wait_until(lambda: running.held == reader_count + stalled_count)
+        memory = running.memory
+        spread(running, readers, texts[20:40])  # their sockets are full now
+        beside = spread(running, readers, texts[40:])
+        grown = running.memory - memory
         assert grown <= stalled_count * 64 * 1024
         assert len({digest.digest() for digest in readers.digests.values()}) == 1
         assert beside <= 1.5 * alone + 0.02, f"{beside * 1000:.0f} ms, and {alone * 1000:.0f} ms without them"
-        wait_until(lambda: room.held == reader_count, timeout=stall_timeout + PATIENCE, what="the end of the stalled")
-        reference = Client(room.port).get("/push/news?transport=jsonlines&last_event_id=earliest")
+        wait_until(
+            lambda: running.held == reader_count, timeout=stall_timeout + PATIENCE, what="the end of the stalled"
+        )
+        reference = Client(running.port).get("/push/news?transport=jsonlines&last_event_id=earliest")
         stack.callback(reference.sock.close)
         reference.head()
         reference.until(texts[-1].encode())
@@ -254,15 +256,15 @@ def test_clients_that_never_read_among_five_times_as_many_that_do(tmp_path: Path
 @pytest.mark.heavy
 def test_a_stalled_client_that_wanted_the_whole_history_costs_no_more(tmp_path: Path) -> None:
     count = 200
-    with room_with(tmp_path) as room, contextlib.ExitStack() as stack:
+    with room_with(tmp_path) as running, contextlib.ExitStack() as stack:
         for number in range(100):
-            room.publish(f"{number}" + "x" * 12_000)
-        first = swarm(stack, room, "/push/news?transport=jsonlines&last_event_id=earliest", count).join()
-        wait_until(lambda: room.held == len(first))
-        memory = room.memory
-        swarm(stack, room, "/push/news?transport=jsonlines&last_event_id=earliest", count, reading=False)
-        wait_until(lambda: room.held == 2 * count)
-        assert room.memory - memory <= count * 64 * 1024
+            running.publish(f"{number}" + "x" * 12_000)
+        first = swarm(stack, running, "/push/news?transport=jsonlines&last_event_id=earliest", count).join()
+        wait_until(lambda: running.held == len(first))
+        memory = running.memory
+        swarm(stack, running, "/push/news?transport=jsonlines&last_event_id=earliest", count, reading=False)
+        wait_until(lambda: running.held == 2 * count)
+        assert running.memory - memory <= count * 64 * 1024
 
 
 # -- clients that come and go
@@ -274,7 +276,7 @@ def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, c
     paths = [f"/push/news?transport={name}" for name in ("multipart", "sse", "jsonlines", "longpoll")]
 
     def cycle(number: int) -> None:
-        with socket.create_connection(("127.0.0.1", room.port), PATIENCE) as sock:
+        with socket.create_connection(("127.0.0.1", running.port), PATIENCE) as sock:
             sock.sendall(f"GET {paths[number % 4]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             data = b""
             while b"one message" not in data:
@@ -284,37 +286,37 @@ def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, c
             if number % 8 < 4:
                 reset(sock)
 
-    with room_with(tmp_path) as room:
-        room.publish("one message")
+    with room_with(tmp_path) as running:
+        running.publish("one message")
         for number in range(cycles // 4):
             cycle(number)
-        wait_until(lambda: room.held == 0)
-        files, threads, memory = room.files, room.threads, room.memory
+        wait_until(lambda: running.held == 0)
+        files, threads, memory = running.files, running.threads, running.memory
         for number in range(cycles):
             cycle(number)
-        wait_until(lambda: room.held == 0)
-        wait_until(lambda: room.files <= files, what="the closing of all files")
-        assert room.threads == threads
-        assert room.memory - memory <= 1_000_000
+        wait_until(lambda: running.held == 0)
+        wait_until(lambda: running.files <= files, what="the closing of all files")
+        assert running.threads == threads
+        assert running.memory - memory <= 1_000_000
 
 
 @pytest.mark.parametrize("count", heavy(300, 5_000))
 def test_clients_that_vanish_all_at_once_are_noticed_within_a_second(tmp_path: Path, count: int) -> None:
     needs_open_files(count)
-    with room_with(tmp_path) as room:
+    with room_with(tmp_path) as running:
         with contextlib.ExitStack() as stack:
-            swarm(stack, room, "/push/news?transport=sse", 1).join()
-        wait_until(lambda: room.held == 0)
-        files = room.files  # what the hub opens for the first client stays
+            swarm(stack, running, "/push/news?transport=sse", 1).join()
+        wait_until(lambda: running.held == 0)
+        files = running.files  # what the hub opens for the first client stays
         with contextlib.ExitStack() as stack:
             for path in ("/push/news?transport=sse", "/push/news?transport=multipart"):
-                swarm(stack, room, path, count // 2).join()
-            swarm(stack, room, "/push/news?transport=longpoll", count // 2)
-            wait_until(lambda: room.held == count // 2 * 3)
+                swarm(stack, running, path, count // 2).join()
+            swarm(stack, running, "/push/news?transport=longpoll", count // 2)
+            wait_until(lambda: running.held == count // 2 * 3)
         start = time.monotonic()
-        wait_until(lambda: room.held == 0, timeout=1.0 if count < 1_000 else PATIENCE)
+        wait_until(lambda: running.held == 0, timeout=1.0 if count < 1_000 else PATIENCE)
         assert time.monotonic() - start < 1.0 or count >= 1_000
-        wait_until(lambda: room.files <= files + 1)
+        wait_until(lambda: running.files <= files + 1)
 
 
 @pytest.mark.heavy
@@ -489,18 +491,18 @@ class Follower:
 def test_a_signal_ends_everything_cleanly_within_2_seconds(tmp_path: Path, number: signal.Signals, count: int) -> None:
     needs_open_files(count)
     third = count // 3
-    with room_with(tmp_path) as room, contextlib.ExitStack() as stack:
-        room.publish("before")
-        streams = [swarm(stack, room, f"/push/news?transport={name}", third).join() for name in ("multipart", "sse")]
-        polls = swarm(stack, room, f"/push/news?transport=longpoll&last_event_id={room.publish('one')}", third)
-        wait_until(lambda: room.held == 3 * third, timeout=60)
-        room.connection.close()
-        queued = [room.queued]
+    with room_with(tmp_path) as running, contextlib.ExitStack() as stack:
+        running.publish("before")
+        streams = [swarm(stack, running, f"/push/news?transport={name}", third).join() for name in ("multipart", "sse")]
+        polls = swarm(stack, running, f"/push/news?transport=longpoll&last_event_id={running.publish('one')}", third)
+        wait_until(lambda: running.held == 3 * third, timeout=60)
+        running.connection.close()
+        queued = [running.queued]
         start = time.monotonic()
-        room.process.process.send_signal(number)
-        wait_until(lambda: queued.append(room.queued) or room.process.process.poll() is not None)
+        running.process.process.send_signal(number)
+        wait_until(lambda: queued.append(running.queued) or running.process.process.poll() is not None)
         taken = time.monotonic() - start
-        assert room.process.process.returncode == 0
+        assert running.process.process.returncode == 0
         assert taken - (max(queued) - queued[0]) < 2.0, "but for what others on this machine have taken of it"
         for clients in streams:
             clients.await_end()
@@ -513,12 +515,12 @@ def test_a_signal_ends_everything_cleanly_within_2_seconds(tmp_path: Path, numbe
 
 
 def test_a_second_signal_during_the_stop_changes_nothing(tmp_path: Path) -> None:
-    with room_with(tmp_path) as room, contextlib.ExitStack() as stack:
-        streams = swarm(stack, room, "/push/news?transport=sse", 100).join()
-        room.connection.close()
+    with room_with(tmp_path) as running, contextlib.ExitStack() as stack:
+        streams = swarm(stack, running, "/push/news?transport=sse", 100).join()
+        running.connection.close()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            room.process.process.send_signal(number)
-        assert room.process.process.wait(PATIENCE) == 0
+            running.process.process.send_signal(number)
+        assert running.process.process.wait(PATIENCE) == 0
         streams.await_end()
         assert {tail[-len(LAST_CHUNK) :] for tail in streams.tails.values()} == {LAST_CHUNK}
 

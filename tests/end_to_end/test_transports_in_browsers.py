@@ -32,9 +32,9 @@ def chrome() -> Iterator[Any]:
         driver.get("about:blank")
 
 
-def listen(driver: Any, house: Pushing, path: str, *topics: str) -> None:
+def listen(driver: Any, application: Pushing, path: str, *topics: str) -> None:
     """Open an EventSource on a page of its origin; what it is told is kept in `told`."""
-    driver.get(f"http://127.0.0.1:{house.port}/push?transport=none")
+    driver.get(f"http://127.0.0.1:{application.port}/push?transport=none")
     driver.execute_script(LISTEN, path, topics)
 
 
@@ -49,10 +49,10 @@ def is_closed(driver: Any) -> bool:
 
 
 def test_an_event_source_is_told_of_the_end_and_does_not_come_back(chrome: Any) -> None:
-    with pushing() as house:
-        news = house.topics["news"]
+    with pushing() as application:
+        news = application.topics["news"]
         news.publish("a\nb")
-        listen(chrome, house, "/push/news?transport=sse")
+        listen(chrome, application, "/push/news?transport=sse")
         wait_until(lambda: told(chrome, "message"), BOUND, "the message")
         news.notify("failing")
         wait_until(lambda: told(chrome, "failing"), BOUND, "the failure")
@@ -71,38 +71,38 @@ def test_an_event_source_is_told_of_the_end_and_does_not_come_back(chrome: Any) 
 
 @pytest.mark.parametrize("last", ["", "&last_event_id=0123abcd-7"])
 def test_an_event_source_of_an_ended_topic_without_a_message_does_not_come_back(chrome: Any, last: str) -> None:
-    with pushing() as house:
-        house.topics["news"].end()
-        listen(chrome, house, f"/push/news?transport=sse{last}")
+    with pushing() as application:
+        application.topics["news"].end()
+        listen(chrome, application, f"/push/news?transport=sse{last}")
         wait_until(lambda: is_closed(chrome), BOUND, "the browser to give up")
         assert len(told(chrome, "reset")) == bool(last)
 
 
 def test_heartbeats_are_no_events(chrome: Any) -> None:
-    with pushing({"heartbeat": 0.2}) as house:
-        house.topics["news"].publish("a")
-        listen(chrome, house, "/push/news?transport=sse")
+    with pushing({"heartbeat": 0.2}) as application:
+        application.topics["news"].publish("a")
+        listen(chrome, application, "/push/news?transport=sse")
         wait_until(lambda: told(chrome, "message"), BOUND, "the message")
-        with house.reader("sse") as beside:
+        with application.reader("sse") as beside:
             beside.next()
             for _ in range(3):
                 assert beside.next(heartbeats=True).kind == "heartbeat"
-        house.topics["news"].publish("b")
+        application.topics["news"].publish("b")
         wait_until(lambda: len(told(chrome, "message")) == 2, BOUND, "the next message")
         assert [event[1] for event in told(chrome, "message")] == ["a", "b"]
 
 
 def test_an_event_source_of_several_topics_resumes_all_of_them(chrome: Any) -> None:
-    with pushing(a={}, b={}) as house:
-        house.topics["a"].publish("a1")
-        listen(chrome, house, "/push?transport=sse&topic=a&topic=b", "a", "b")
+    with pushing(a={}, b={}) as application:
+        application.topics["a"].publish("a1")
+        listen(chrome, application, "/push?transport=sse&topic=a&topic=b", "a", "b")
         wait_until(lambda: told(chrome, "a"), BOUND, "the message")
-        port = house.port
-        old = {name: (topic.epoch, topic.publish(f"{name}!")) for name, topic in house.topics.items()}
+        port = application.port
+        old = {name: (topic.epoch, topic.publish(f"{name}!")) for name, topic in application.topics.items()}
         wait_until(lambda: told(chrome, "b"), BOUND, "the message")
     assert [event[1] for event in told(chrome, "a", "b")] == ["a1", "a!", "b!"]
-    with pushing(port=port, a={}, b={}) as house:
-        for name, topic in house.topics.items():  # the same topics, as if only the connections had been lost
+    with pushing(port=port, a={}, b={}) as application:
+        for name, topic in application.topics.items():  # the same topics, as if only the connections had been lost
             epoch, message = old[name]
             topic.epoch = epoch
             for number in range(1, message.number + 1):
@@ -120,15 +120,15 @@ def picture(width: int) -> str:
 
 def test_a_picture_changes_with_each_message_and_stands_heartbeats_and_the_end(chrome: Any) -> None:
     """Chromium shows a part when it has the header of the next one: each picture comes twice, but for the last."""
-    with pushing({"heartbeat": 0.2}, plot={"content_type": "image/svg+xml"}) as house:
-        plot = house.topics["plot"]
-        chrome.get(f"http://127.0.0.1:{house.port}/push?transport=none")
+    with pushing({"heartbeat": 0.2}, plot={"content_type": "image/svg+xml"}) as application:
+        plot = application.topics["plot"]
+        chrome.get(f"http://127.0.0.1:{application.port}/push?transport=none")
         chrome.execute_script("document.body.innerHTML = '<img src=\"/push/plot\">'")
 
         def width() -> int:
             return int(chrome.execute_script("return document.images[0].naturalWidth"))
 
-        with house.reader("multipart", "/push/plot") as beside:
+        with application.reader("multipart", "/push/plot") as beside:
             beside.join()
             for shown in (11, 12, 13):
                 plot.publish(picture(shown))

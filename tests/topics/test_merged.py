@@ -33,16 +33,16 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def house() -> Iterator[Pushing]:
+def site() -> Iterator[Pushing]:
     """Three topics at one address, without sources."""
     with pushing({"heartbeat": LONG, "longpoll.timeout": LONG, "history": HISTORY}, a={}, b={}, c={}) as running:
         yield running
 
 
-def publish(house: Pushing, *words: str) -> None:
+def publish(site: Pushing, *words: str) -> None:
     """`a1` is published to the topic a, and so on."""
     for word in words:
-        house.topics[word[0]].publish(word)
+        site.topics[word[0]].publish(word)
 
 
 def words(events: list[Event]) -> list[str]:
@@ -61,21 +61,21 @@ def names_in(id: str) -> list[str]:
 # -- names and ids
 
 
-def test_messages_bear_their_topics_name_in_the_order_in_which_they_came(house: Pushing, transport: str) -> None:
-    with house.reader(transport, "/push", last=EARLIEST) as reader:
-        publish(house, "a1", "b1")
+def test_messages_bear_their_topics_name_in_the_order_in_which_they_came(site: Pushing, transport: str) -> None:
+    with site.reader(transport, "/push", last=EARLIEST) as reader:
+        publish(site, "a1", "b1")
         assert words(reader.take(2)) == ["a1", "b1"]
-        publish(house, "b2", "a2", "c1", "a3")
+        publish(site, "b2", "a2", "c1", "a3")
         events = reader.take(4)
         assert words(events) == ["b2", "a2", "c1", "a3"]
         assert all(names_in(event.id) == ["a", "b", "c"] for event in events)
 
 
-def test_the_name_is_where_each_transport_has_it(house: Pushing) -> None:
-    publish(house, "a1")
+def test_the_name_is_where_each_transport_has_it(site: Pushing) -> None:
+    publish(site, "a1")
     raw = {}
     for name in TRANSPORTS:
-        with house.reader(name, "/push") as reader:
+        with site.reader(name, "/push") as reader:
             assert words(reader.take(1)) == ["a1"]
             raw[name] = reader.raw
     assert b"\r\nX-Topic: a\r\n" in raw["multipart"]
@@ -84,37 +84,37 @@ def test_the_name_is_where_each_transport_has_it(house: Pushing) -> None:
     assert b'"topic": "a"}]' in raw["longpoll"]
 
 
-def test_the_client_chooses_some_of_the_topics(house: Pushing, transport: str) -> None:
-    publish(house, "a1", "b1", "c1")
-    with house.reader(transport, "/push?topic=c&topic=a&topic=c") as reader:
+def test_the_client_chooses_some_of_the_topics(site: Pushing, transport: str) -> None:
+    publish(site, "a1", "b1", "c1")
+    with site.reader(transport, "/push?topic=c&topic=a&topic=c") as reader:
         events = reader.take(2)
         assert words(events) == ["a1", "c1"]
         assert names_in(events[-1].id) == ["a", "c"]
 
 
-def test_a_connection_with_one_topic_is_as_any_of_that_topic(house: Pushing, transport: str) -> None:
-    publish(house, "a1")
-    id = f"{house.topics['a'].epoch}-1"
+def test_a_connection_with_one_topic_is_as_any_of_that_topic(site: Pushing, transport: str) -> None:
+    publish(site, "a1")
+    id = f"{site.topics['a'].epoch}-1"
     for path in ("/push?topic=a", "/push/a"):
-        with house.reader(transport, path) as reader:
+        with site.reader(transport, path) as reader:
             assert reader.take(1) == [Event("message", id, "a1")]
 
 
-def test_a_topic_that_the_view_does_not_offer_is_400(house: Pushing) -> None:
+def test_a_topic_that_the_view_does_not_offer_is_400(site: Pushing) -> None:
     for path in ("/push?topic=a&topic=weather", "/push/a?topic=b"):
-        with house.client(path) as client:
+        with site.client(path) as client:
             status, _, body = client.response()
         assert status == 400
         assert b"must be one of" in body
 
 
 def test_a_picture_among_them_leaves_multipart_alone() -> None:
-    with pushing(text={}, picture={"content_type": "image/png"}) as house:
-        house.topics["picture"].publish(b"PNG")
+    with pushing(text={}, picture={"content_type": "image/png"}) as site:
+        site.topics["picture"].publish(b"PNG")
         for name in ("sse", "jsonlines", "longpoll"):
-            with house.client(f"/push?transport={name}") as client:
+            with site.client(f"/push?transport={name}") as client:
                 assert client.response()[0] == 406
-        with house.reader("multipart", "/push") as reader:
+        with site.reader("multipart", "/push") as reader:
             (event,) = reader.take(1)
             assert (event.topic, event.content) == ("picture", "PNG")
 
@@ -138,89 +138,89 @@ def test_clients_of_the_same_topics_share_the_bytes() -> None:
 # -- where a client begins
 
 
-def test_a_new_client_gets_the_newest_of_each(house: Pushing, transport: str) -> None:
-    publish(house, "a1", "b1", "a2", "c1", "b2", "b3")
-    with house.reader(transport, "/push") as reader:
+def test_a_new_client_gets_the_newest_of_each(site: Pushing, transport: str) -> None:
+    publish(site, "a1", "b1", "a2", "c1", "b2", "b3")
+    with site.reader(transport, "/push") as reader:
         assert words(reader.take(3)) == ["a2", "c1", "b3"]
-        publish(house, "a3")
+        publish(site, "a3")
         assert words(reader.take(1)) == ["a3"]
 
 
-def test_earliest_brings_all_histories_as_they_came(house: Pushing, transport: str) -> None:
+def test_earliest_brings_all_histories_as_they_came(site: Pushing, transport: str) -> None:
     came = [f"{random.Random(number).choice('abc')}{number}" for number in range(HISTORY)]
-    publish(house, *came)
-    with house.reader(transport, "/push", last=EARLIEST) as reader:
+    publish(site, *came)
+    with site.reader(transport, "/push", last=EARLIEST) as reader:
         assert words(reader.take(HISTORY)) == came
 
 
-def test_any_id_resumes_all_topics(house: Pushing, transport: str) -> None:
+def test_any_id_resumes_all_topics(site: Pushing, transport: str) -> None:
     came = [f"{random.Random(number).choice('abc')}{number}" for number in range(HISTORY)]
-    publish(house, *came)
-    with house.reader(transport, "/push", last=EARLIEST) as reader:
+    publish(site, *came)
+    with site.reader(transport, "/push", last=EARLIEST) as reader:
         events = reader.take(HISTORY)
-    publish(house, "b98", "a99")
+    publish(site, "b98", "a99")
     for number, event in enumerate(events):
-        with house.reader(transport, "/push", last=event.id) as reader:
+        with site.reader(transport, "/push", last=event.id) as reader:
             assert words(reader.take(HISTORY + 1 - number)) == [*came[number + 1 :], "b98", "a99"]
 
 
-def test_an_id_from_a_live_stream_resumes_as_well(house: Pushing, transport: str) -> None:
-    with house.reader(transport, "/push", last=EARLIEST) as reader:
-        publish(house, "a1", "b1", "a2")
+def test_an_id_from_a_live_stream_resumes_as_well(site: Pushing, transport: str) -> None:
+    with site.reader(transport, "/push", last=EARLIEST) as reader:
+        publish(site, "a1", "b1", "a2")
         first, _, last = reader.take(3)
-    publish(house, "c1")
-    with house.reader(transport, "/push", last=first.id) as reader:
+    publish(site, "c1")
+    with site.reader(transport, "/push", last=first.id) as reader:
         assert words(reader.take(3)) == ["b1", "a2", "c1"]
-    with house.reader(transport, "/push", last=last.id) as reader:
+    with site.reader(transport, "/push", last=last.id) as reader:
         assert words(reader.take(1)) == ["c1"]
 
 
-def test_one_topic_that_cannot_be_resumed_is_a_reset_and_the_others_go_on(house: Pushing, transport: str) -> None:
-    publish(house, "a1", "b1")
-    with house.reader(transport, "/push", last=EARLIEST) as reader:
+def test_one_topic_that_cannot_be_resumed_is_a_reset_and_the_others_go_on(site: Pushing, transport: str) -> None:
+    publish(site, "a1", "b1")
+    with site.reader(transport, "/push", last=EARLIEST) as reader:
         last = reader.take(2)[-1].id
-    publish(house, "b2", *[f"a{number}" for number in range(2, HISTORY + 3)], "b3")
-    with house.reader(transport, "/push", last=last) as reader:
+    publish(site, "b2", *[f"a{number}" for number in range(2, HISTORY + 3)], "b3")
+    with site.reader(transport, "/push", last=last) as reader:
         reset, *events = reader.take(4)
         assert reset.kind == "reset"
         assert words(events) == ["b2", f"a{HISTORY + 2}", "b3"]
-        publish(house, "a0")
+        publish(site, "a0")
         assert words(reader.take(1)) == ["a0"]
 
 
-def test_an_id_that_lacks_a_topic_is_a_reset_with_its_newest(house: Pushing, transport: str) -> None:
-    publish(house, "a1", "b1", "c1")
-    with house.reader(transport, "/push?topic=a&topic=b", last=EARLIEST) as reader:
+def test_an_id_that_lacks_a_topic_is_a_reset_with_its_newest(site: Pushing, transport: str) -> None:
+    publish(site, "a1", "b1", "c1")
+    with site.reader(transport, "/push?topic=a&topic=b", last=EARLIEST) as reader:
         last = reader.take(2)[0].id
-    with house.reader(transport, "/push", last=last) as reader:
+    with site.reader(transport, "/push", last=last) as reader:
         reset, *events = reader.take(3)
         assert reset.kind == "reset"
         assert words(events) == ["b1", "c1"]
 
 
 @pytest.mark.parametrize("last", ["lost", "a:b,b:c,c:", ",", ":", "a:x-1,a:y-1,b:earliest", "x" * 5000])
-def test_any_other_id_is_a_reset(house: Pushing, transport: str, last: str) -> None:
-    publish(house, "a1", "b1", "c1")
-    with house.reader(transport, "/push", last=last) as reader:
+def test_any_other_id_is_a_reset(site: Pushing, transport: str, last: str) -> None:
+    publish(site, "a1", "b1", "c1")
+    with site.reader(transport, "/push", last=last) as reader:
         reset, *events = reader.take(4)
         assert reset.kind == "reset"
         assert words(events) == ["a1", "b1", "c1"]
 
 
 @pytest.mark.parametrize("transport", STREAMS, indirect=True)
-def test_who_was_reset_before_any_message_goes_on_exactly(house: Pushing, transport: str) -> None:
-    with house.reader(transport, "/push", last="lost") as reader:
+def test_who_was_reset_before_any_message_goes_on_exactly(site: Pushing, transport: str) -> None:
+    with site.reader(transport, "/push", last="lost") as reader:
         (reset,) = reader.take(1)
         assert reset.kind == "reset"
         reader.leave()
-        publish(house, "a1", "b1", "a2")
+        publish(site, "a1", "b1", "a2")
         assert words(reader.take(3)) == ["a1", "b1", "a2"]
 
 
-def test_who_is_cut_off_between_a_reset_and_the_backlog_is_reset_again(house: Pushing) -> None:
+def test_who_is_cut_off_between_a_reset_and_the_backlog_is_reset_again(site: Pushing) -> None:
     """An id there would be that of a message which the client has yet to get."""
-    publish(house, "a1", "b1")
-    with house.reader("sse", "/push", last="lost") as reader:
+    publish(site, "a1", "b1")
+    with site.reader("sse", "/push", last="lost") as reader:
         reset, *events = reader.take(3)
         assert (reset.kind, reset.id) == ("reset", "")
         assert words(events) == ["a1", "b1"]
@@ -229,68 +229,68 @@ def test_who_is_cut_off_between_a_reset_and_the_backlog_is_reset_again(house: Pu
 # -- the ends of parts
 
 
-def test_the_stream_ends_when_the_last_topic_has_ended(house: Pushing, transport: str) -> None:
-    with house.reader(transport, "/push", last=EARLIEST) as reader:
-        publish(house, "a1")
+def test_the_stream_ends_when_the_last_topic_has_ended(site: Pushing, transport: str) -> None:
+    with site.reader(transport, "/push", last=EARLIEST) as reader:
+        publish(site, "a1")
         assert words(reader.take(1)) == ["a1"]
-        house.topics["a"].end()
-        publish(house, "b1")
+        site.topics["a"].end()
+        publish(site, "b1")
         assert words(reader.take(1)) == ["b1"]
-        house.topics["b"].end()
-        publish(house, "c1")
-        house.topics["c"].end()
+        site.topics["b"].end()
+        publish(site, "c1")
+        site.topics["c"].end()
         *events, end = reader.rest()
         assert words(events) == ["c1"]
         assert end == END
 
 
-def test_who_comes_to_ended_topics_gets_what_there_is_and_the_end(house: Pushing, transport: str) -> None:
-    publish(house, "a1", "b1", "a2")
-    for topic in house.topics.values():
+def test_who_comes_to_ended_topics_gets_what_there_is_and_the_end(site: Pushing, transport: str) -> None:
+    publish(site, "a1", "b1", "a2")
+    for topic in site.topics.values():
         topic.end()
     for _ in range(2):
-        with house.reader(transport, "/push") as reader:
+        with site.reader(transport, "/push") as reader:
             *events, end = reader.rest()
             assert words(events) == ["b1", "a2"]
             assert end == END
-    wait_until(lambda: not any(topic.clients for topic in house.topics.values()))
+    wait_until(lambda: not any(topic.clients for topic in site.topics.values()))
 
 
-def test_an_event_source_that_has_everything_is_told_not_to_come_back(house: Pushing) -> None:
-    publish(house, "a1", "b1", "a2")
-    with house.reader("sse", "/push", last=EARLIEST) as reader:
+def test_an_event_source_that_has_everything_is_told_not_to_come_back(site: Pushing) -> None:
+    publish(site, "a1", "b1", "a2")
+    with site.reader("sse", "/push", last=EARLIEST) as reader:
         first, _, last = reader.take(3)
-    for topic in house.topics.values():
+    for topic in site.topics.values():
         topic.end()
     for id, status in ((first.id, 200), (last.id, 204)):
-        with house.client("/push?transport=sse", f"Last-Event-ID: {id}") as client:
+        with site.client("/push?transport=sse", f"Last-Event-ID: {id}") as client:
             assert client.head()[0] == status
 
 
-def test_ended_topics_without_a_message_are_204_at_once(house: Pushing) -> None:
-    for topic in house.topics.values():
+def test_ended_topics_without_a_message_are_204_at_once(site: Pushing) -> None:
+    for topic in site.topics.values():
         topic.end()
-    with house.client("/push?transport=sse") as client:
+    with site.client("/push?transport=sse") as client:
         assert client.head()[0] == 204
 
 
-def test_a_source_that_fails_is_told_beside_the_others(house: Pushing, transport: str) -> None:
-    publish(house, "a1")
-    house.topics["b"].notify("failing")
-    with house.reader(transport, "/push") as reader:
+def test_a_source_that_fails_is_told_beside_the_others(site: Pushing, transport: str) -> None:
+    publish(site, "a1")
+    site.topics["b"].notify("failing")
+    with site.reader(transport, "/push") as reader:
         assert sorted(event.kind for event in reader.take(2)) == ["failing", "message"]
         if transport == "longpoll":
             reader.start()
-            wait_until(lambda: house.topics["c"].clients)
-        house.topics["c"].notify("failing")
+            wait_until(lambda: site.topics["c"].clients)
+        site.topics["c"].notify("failing")
         assert reader.take(1) == [FAILING]
-        publish(house, "c1")
+        publish(site, "c1")
         assert words(reader.take(1)) == ["c1"]
 
 
-def test_the_parts_have_a_client_while_the_connection_has_one(house: Pushing) -> None:
-    topics = house.topics.values()
-    readers = [house.reader("jsonlines", "/push").join() for _ in range(3)]
+def test_the_parts_have_a_client_while_the_connection_has_one(site: Pushing) -> None:
+    topics = site.topics.values()
+    readers = [site.reader("jsonlines", "/push").join() for _ in range(3)]
     assert [topic.clients for topic in topics] == [1, 1, 1]
     for reader in readers:
         reader.leave()

@@ -34,20 +34,20 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[Pushing]:
+def site() -> Iterator[Pushing]:
     """A server that says nothing of its own accord."""
     with pushing({"heartbeat": LONG, "longpoll.timeout": LONG}) as running:
         yield running
 
 
-def add(house: Pushing, content_type: str = "text/plain", history: int = HISTORY) -> Topic:
+def add(site: Pushing, content_type: str = "text/plain", history: int = HISTORY) -> Topic:
     """A topic more."""
-    return house.topics.add(Topic(f"news-{len(house.topics)}", content_type=content_type, history=history))
+    return site.topics.add(Topic(f"news-{len(site.topics)}", content_type=content_type, history=history))
 
 
 @pytest.fixture
-def news(house: Pushing) -> Topic:
-    return add(house)
+def news(site: Pushing) -> Topic:
+    return add(site)
 
 
 def address(topic: Topic) -> str:
@@ -67,8 +67,8 @@ def numbered(topic: Topic, *numbers: int) -> list[Event]:
 # -- order and ids
 
 
-def test_messages_come_in_order_with_their_ids(house: Pushing, news: Topic, transport: str) -> None:
-    with house.reader(transport, address(news)) as reader:
+def test_messages_come_in_order_with_their_ids(site: Pushing, news: Topic, transport: str) -> None:
+    with site.reader(transport, address(news)) as reader:
         publish(news, 1)
         assert reader.take(1) == numbered(news, 1)
         for number in range(2, 50):
@@ -76,22 +76,22 @@ def test_messages_come_in_order_with_their_ids(house: Pushing, news: Topic, tran
             assert reader.take(1) == numbered(news, number)
 
 
-def test_a_new_client_gets_the_newest_at_once(house: Pushing, news: Topic, transport: str) -> None:
+def test_a_new_client_gets_the_newest_at_once(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1, 2, 3)
-    with house.reader(transport, address(news)) as reader:
+    with site.reader(transport, address(news)) as reader:
         assert reader.take(1) == numbered(news, 3)
         publish(news, 4)
         assert reader.take(1) == numbered(news, 4)
 
 
-def test_earliest_brings_the_whole_history(house: Pushing, news: Topic, transport: str) -> None:
+def test_earliest_brings_the_whole_history(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, *range(1, HISTORY + 6))
-    with house.reader(transport, address(news), last="earliest") as reader:
+    with site.reader(transport, address(news), last="earliest") as reader:
         assert reader.take(HISTORY) == numbered(news, *range(6, HISTORY + 6))
 
 
-def test_earliest_of_nothing_is_the_first_that_comes(house: Pushing, news: Topic, transport: str) -> None:
-    with house.reader(transport, address(news), last="earliest") as reader:
+def test_earliest_of_nothing_is_the_first_that_comes(site: Pushing, news: Topic, transport: str) -> None:
+    with site.reader(transport, address(news), last="earliest") as reader:
         reader.start()
         wait_until(lambda: news.clients)
         publish(news, 1, 2)
@@ -99,34 +99,34 @@ def test_earliest_of_nothing_is_the_first_that_comes(house: Pushing, news: Topic
 
 
 @pytest.mark.parametrize("by", ["header", "query", "both"])
-def test_a_client_goes_on_behind_its_last_event_id(house: Pushing, news: Topic, transport: str, by: str) -> None:
+def test_a_client_goes_on_behind_its_last_event_id(site: Pushing, news: Topic, transport: str, by: str) -> None:
     publish(news, *range(1, 8))
     header = (f"Last-Event-ID: {news.epoch}-3",) if by != "query" else ()
     # The header is what an EventSource knows; the query is what it was made with, which may be older.
     last = {"header": None, "query": f"{news.epoch}-3", "both": f"{news.epoch}-1"}[by]
-    with house.reader(transport, address(news), *header, last=last) as reader:
+    with site.reader(transport, address(news), *header, last=last) as reader:
         assert reader.take(4) == numbered(news, 4, 5, 6, 7)
 
 
-def test_a_client_that_has_everything_is_given_what_comes_next(house: Pushing, news: Topic, transport: str) -> None:
+def test_a_client_that_has_everything_is_given_what_comes_next(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1)
-    with house.reader(transport, address(news), last=f"{news.epoch}-1") as reader:
+    with site.reader(transport, address(news), last=f"{news.epoch}-1") as reader:
         reader.start()
         wait_until(lambda: news.clients)
         publish(news, 2)
         assert reader.take(1) == numbered(news, 2)
 
 
-def test_an_id_that_the_history_just_reaches_is_no_gap(house: Pushing, news: Topic, transport: str) -> None:
+def test_an_id_that_the_history_just_reaches_is_no_gap(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, *range(1, HISTORY + 6))
-    with house.reader(transport, address(news), last=f"{news.epoch}-5") as reader:
+    with site.reader(transport, address(news), last=f"{news.epoch}-5") as reader:
         assert reader.take(HISTORY) == numbered(news, *range(6, HISTORY + 6))
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_text_of_any_size_comes_whole(house: Pushing, news: Topic, transport: str, behind: bool) -> None:
+def test_text_of_any_size_comes_whole(site: Pushing, news: Topic, transport: str, behind: bool) -> None:
     texts = ["x" * size for size in (0, 1, 100_000, 2_000_000)]
-    with house.reader(transport, address(news), last="earliest") as reader:
+    with site.reader(transport, address(news), last="earliest") as reader:
         if behind:
             reader.start()
         for text in texts:
@@ -138,10 +138,10 @@ def test_text_of_any_size_comes_whole(house: Pushing, news: Topic, transport: st
 
 
 @pytest.mark.parametrize("times", [250, pytest.param(1_000, marks=pytest.mark.heavy)])
-def test_nothing_is_missed_or_repeated_over_reconnects(house: Pushing, transport: str, times: int) -> None:
+def test_nothing_is_missed_or_repeated_over_reconnects(site: Pushing, transport: str, times: int) -> None:
     """A client that is cut off at any byte, and knows no more than the id of the last message that it has whole."""
     rng = random.Random(transport)
-    topic = add(house, history=10_000)
+    topic = add(site, history=10_000)
     numbers = count(1)
     got: list[Event] = []
     last, sent = "earliest", 0
@@ -155,7 +155,7 @@ def test_nothing_is_missed_or_repeated_over_reconnects(house: Pushing, transport
     for _ in range(times):
         sent += publish_some()
         header, query = ("", f"&last_event_id={last}") if rng.random() < 0.5 else (f"Last-Event-ID: {last}", "")
-        client = Client(house.port)
+        client = Client(site.port)
         path, version = f"{address(topic)}?transport={transport}{query}", rng.choice(["1.0", "1.1"])
         client.get(path, *filter(None, [header]), version=version)
         sent += publish_some()
@@ -170,18 +170,18 @@ def test_nothing_is_missed_or_repeated_over_reconnects(house: Pushing, transport
         hang_up(client.sock, rudely=rng.random() < 0.5)
         got += events
         last = got[-1].id if got else last
-    with house.reader(transport, address(topic), last=last) as reader:
+    with site.reader(transport, address(topic), last=last) as reader:
         got += reader.take(sent - len(got))
     assert sent > times
     assert got == [Event("message", f"{topic.epoch}-{n}", f"message {n}") for n in range(1, sent + 1)]
 
 
-def test_who_has_to_catch_up_leaves_nothing_behind_in_the_history(house: Pushing) -> None:
+def test_who_has_to_catch_up_leaves_nothing_behind_in_the_history(site: Pushing) -> None:
     """Else 100 clients at 100 places of a history of 100 would have it kept 5,000 times."""
-    topic = add(house, history=100)
+    topic = add(site, history=100)
     publish(topic, *range(1, 101))
     for number in range(100):
-        with house.reader("longpoll", address(topic), last=f"{topic.epoch}-{number}") as reader:
+        with site.reader("longpoll", address(topic), last=f"{topic.epoch}-{number}") as reader:
             assert len(reader.take(100 - number)) == 100 - number
     newest, _ = topic.following(99)
     assert newest
@@ -207,9 +207,9 @@ def test_who_has_to_catch_up_leaves_nothing_behind_in_the_history(house: Pushing
         "{epoch}-" + "9" * 5000,
     ],
 )
-def test_an_id_that_cannot_be_resumed_is_said_once(house: Pushing, news: Topic, transport: str, last: str) -> None:
+def test_an_id_that_cannot_be_resumed_is_said_once(site: Pushing, news: Topic, transport: str, last: str) -> None:
     publish(news, *range(1, HISTORY + 6))
-    with house.reader(transport, address(news), last=last.format(epoch=news.epoch)) as reader:
+    with site.reader(transport, address(news), last=last.format(epoch=news.epoch)) as reader:
         reset, message = reader.take(2)
         assert reset.kind == "reset"
         assert [message] == numbered(news, HISTORY + 5)
@@ -217,8 +217,8 @@ def test_an_id_that_cannot_be_resumed_is_said_once(house: Pushing, news: Topic, 
         assert reader.take(1) == numbered(news, HISTORY + 6)
 
 
-def test_a_reset_without_a_message_is_said_once(house: Pushing, news: Topic, transport: str) -> None:
-    with house.reader(transport, address(news), last="0123abcd-3") as reader:
+def test_a_reset_without_a_message_is_said_once(site: Pushing, news: Topic, transport: str) -> None:
+    with site.reader(transport, address(news), last="0123abcd-3") as reader:
         reader.start()
         wait_until(lambda: news.clients)
         publish(news, 1)
@@ -230,8 +230,8 @@ def test_a_reset_without_a_message_is_said_once(house: Pushing, news: Topic, tra
 
 
 @pytest.mark.parametrize("transport", STREAMS, indirect=True)
-def test_who_was_reset_before_any_message_goes_on_exactly(house: Pushing, news: Topic, transport: str) -> None:
-    with house.reader(transport, address(news), last="0123abcd-3") as reader:
+def test_who_was_reset_before_any_message_goes_on_exactly(site: Pushing, news: Topic, transport: str) -> None:
+    with site.reader(transport, address(news), last="0123abcd-3") as reader:
         assert reader.take(1) == [Event("reset", f"{news.epoch}-0")]
         reader.leave()
         publish(news, 1, 2)
@@ -244,10 +244,10 @@ def test_who_was_reset_before_any_message_goes_on_exactly(house: Pushing, news: 
 @pytest.mark.heavy
 def test_a_quiet_connection_is_kept_alive_and_a_busy_one_is_left_alone() -> None:
     """All transports at once: it takes a few seconds of real time."""
-    with pushing({"heartbeat": 0.8, "longpoll.timeout": 0.8}) as house:
-        news = house.topics["news"]
+    with pushing({"heartbeat": 0.8, "longpoll.timeout": 0.8}) as site:
+        news = site.topics["news"]
         news.publish("first")
-        readers = [house.reader(name) for name in TRANSPORTS]
+        readers = [site.reader(name) for name in TRANSPORTS]
         assert [reader.next().content for reader in readers] == ["first"] * 4
         for number in range(30):
             news.publish(str(number))
@@ -280,7 +280,7 @@ class Moody:
 
 
 def test_a_failing_source_is_told_once(transport: str, caplog: pytest.LogCaptureFixture) -> None:
-    with pushing(news={"source": Moody(), "interval": 0.05}) as house, house.reader(transport) as reader:
+    with pushing(news={"source": Moody(), "interval": 0.05}) as site, site.reader(transport) as reader:
         first, failing, next_one = reader.take(3)
         assert (first.content, failing, next_one.content) == ("1", FAILING, "4")
         assert b"secret" not in reader.raw
@@ -288,27 +288,27 @@ def test_a_failing_source_is_told_once(transport: str, caplog: pytest.LogCapture
     assert [record.exc_info is not None for record in errors] == [True]
 
 
-def test_a_source_that_has_never_made_anything_is_told_to_fail(house: Pushing, news: Topic, transport: str) -> None:
+def test_a_source_that_has_never_made_anything_is_told_to_fail(site: Pushing, news: Topic, transport: str) -> None:
     news.notify("failing")
-    with house.reader(transport, address(news)) as reader:
+    with site.reader(transport, address(news)) as reader:
         assert reader.take(1) == [FAILING]
         publish(news, 1)
         assert reader.take(1) == numbered(news, 1)
 
 
 def test_a_finished_source_ends_the_stream(transport: str) -> None:
-    with pushing(news={"source": lambda: (yield from "abc"), "interval": 0}) as house:
-        with house.reader(transport, last="earliest") as reader:
+    with pushing(news={"source": lambda: (yield from "abc"), "interval": 0}) as site:
+        with site.reader(transport, last="earliest") as reader:
             *messages, end = reader.rest()
             assert [event.content for event in messages] == ["a", "b", "c"]
             assert end == END
-        with house.reader(transport) as reader:  # who comes later
+        with site.reader(transport) as reader:  # who comes later
             assert [event.content for event in reader.rest()] == ["c", END.content]
 
 
-def test_the_connection_of_an_ended_stream_is_closed(house: Pushing, news: Topic, transport: str) -> None:
+def test_the_connection_of_an_ended_stream_is_closed(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1)
-    with house.reader(transport, address(news)) as reader:
+    with site.reader(transport, address(news)) as reader:
         assert reader.take(1) == numbered(news, 1)
         news.end()
         assert reader.rest() == [END]
@@ -319,48 +319,48 @@ def test_the_connection_of_an_ended_stream_is_closed(house: Pushing, news: Topic
 
 @pytest.mark.parametrize("messages", [0, 1, 3])
 def test_an_event_source_that_has_everything_is_told_not_to_come_back(
-    house: Pushing, news: Topic, messages: int
+    site: Pushing, news: Topic, messages: int
 ) -> None:
     publish(news, *range(1, messages + 1))
     news.end()
     path = f"{address(news)}?transport=sse"
     for last in range(messages):
-        with house.client(path, f"Last-Event-ID: {news.epoch}-{last}") as client:
+        with site.client(path, f"Last-Event-ID: {news.epoch}-{last}") as client:
             assert client.head()[0] == 200
     headers = [f"Last-Event-ID: {news.epoch}-{messages}"] if messages else []
-    with house.client(path, *headers) as client:
+    with site.client(path, *headers) as client:
         status, fields = client.head()
         assert status == 204
         assert fields["cache-control"] == "no-store, no-transform"
         assert fields["vary"] == "Accept"
 
 
-def test_a_source_that_fails_and_is_given_up_is_over_all_the_same(house: Pushing, news: Topic) -> None:
+def test_a_source_that_fails_and_is_given_up_is_over_all_the_same(site: Pushing, news: Topic) -> None:
     publish(news, 1)
     news.notify("failing")
     news.end()
-    with house.client(f"{address(news)}?transport=sse", f"Last-Event-ID: {news.epoch}-1") as client:
+    with site.client(f"{address(news)}?transport=sse", f"Last-Event-ID: {news.epoch}-1") as client:
         assert client.head()[0] == 204
 
 
-def test_no_transport_but_sse_is_answered_204(house: Pushing, news: Topic) -> None:
+def test_no_transport_but_sse_is_answered_204(site: Pushing, news: Topic) -> None:
     publish(news, 1)
     news.end()
     for name in ("multipart", "jsonlines", "longpoll"):
-        with house.reader(name, address(news), last=f"{news.epoch}-1") as reader:
+        with site.reader(name, address(news), last=f"{news.epoch}-1") as reader:
             assert reader.rest() == [END]
 
 
 def test_a_server_that_stops_says_when_to_come_back() -> None:
-    with pushing() as house:
-        house.topics["news"].publish("first")
-        readers = [house.reader(name) for name in TRANSPORTS for _ in range(5)]
+    with pushing() as site:
+        site.topics["news"].publish("first")
+        readers = [site.reader(name) for name in TRANSPORTS for _ in range(5)]
         for reader in readers:
             assert reader.contents(1) == ["first"]
             if reader.transport == "longpoll":
                 reader.start()
-        wait_until(lambda: house.topics["news"].clients == len(readers))
-        house.server.stop()
+        wait_until(lambda: site.topics["news"].clients == len(readers))
+        site.server.stop()
         events = [reader.rest() for reader in readers]
         for reader in readers:
             reader.leave()
@@ -371,20 +371,20 @@ def test_a_server_that_stops_says_when_to_come_back() -> None:
 
 
 def test_a_full_house_is_503_before_anything_is_held(transport: str) -> None:
-    with pushing({"max_clients": 1}) as house, house.reader("sse").join():
-        with house.client(f"/push/news?transport={transport}") as client:
+    with pushing({"max_clients": 1}) as site, site.reader("sse").join():
+        with site.client(f"/push/news?transport={transport}") as client:
             status, headers, body = client.response()
         assert status == 503
         assert int(headers["retry-after"]) > 0
         assert b"all 1 places for clients are taken (pushdemo.max_clients)" in body
-        assert house.topics["news"].clients == 1
+        assert site.topics["news"].clients == 1
 
 
 # -- what is asked for
 
 
-def headers_of(house: Pushing, path: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str]]:
-    with house.client(path, *headers, method=method) as client:
+def headers_of(site: Pushing, path: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str]]:
+    with site.client(path, *headers, method=method) as client:
         return client.head()
 
 
@@ -413,24 +413,24 @@ def headers_of(house: Pushing, path: str, *headers: str, method: str = "GET") ->
         ("not a media type", "multipart/x-mixed-replace"),
     ],
 )
-def test_accept_chooses_the_transport(house: Pushing, news: Topic, accept: str | None, expected: str) -> None:
+def test_accept_chooses_the_transport(site: Pushing, news: Topic, accept: str | None, expected: str) -> None:
     publish(news, 1)
-    status, headers = headers_of(house, address(news), *([f"Accept: {accept}"] if accept else []))
+    status, headers = headers_of(site, address(news), *([f"Accept: {accept}"] if accept else []))
     assert status == 200
     assert headers["content-type"].partition(";")[0] == expected
     assert headers["vary"] == "Accept"
 
 
-def test_the_query_beats_accept(house: Pushing, news: Topic, transport: str) -> None:
+def test_the_query_beats_accept(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1)
     for accept in TYPES.values():
-        _, headers = headers_of(house, f"{address(news)}?transport={transport}", f"Accept: {accept}")
+        _, headers = headers_of(site, f"{address(news)}?transport={transport}", f"Accept: {accept}")
         assert headers["content-type"].partition(";")[0] == TYPES[transport]
 
 
 @pytest.mark.parametrize("accept", ["image/webp", "text/html", "application/xml", "*/*;q=0", "text/event-stream;q=0"])
-def test_what_does_not_fit_is_406_and_lists_what_there_is(house: Pushing, news: Topic, accept: str) -> None:
-    with house.client(address(news), f"Accept: {accept}") as client:
+def test_what_does_not_fit_is_406_and_lists_what_there_is(site: Pushing, news: Topic, accept: str) -> None:
+    with site.client(address(news), f"Accept: {accept}") as client:
         status, headers, body = client.response()
     assert status == 406
     assert headers["vary"] == "Accept"
@@ -450,8 +450,8 @@ def test_what_does_not_fit_is_406_and_lists_what_there_is(house: Pushing, news: 
         ("last_event_id=%FF&transport=sse", "UTF-8"),
     ],
 )
-def test_a_wrong_query_is_400_and_says_what_would_do(house: Pushing, news: Topic, query: str, reason: str) -> None:
-    with house.client(f"{address(news)}?{query}", "Accept: text/plain, */*") as client:
+def test_a_wrong_query_is_400_and_says_what_would_do(site: Pushing, news: Topic, query: str, reason: str) -> None:
+    with site.client(f"{address(news)}?{query}", "Accept: text/plain, */*") as client:
         status, headers, body = client.response()
     assert status == 400
     assert reason in body.decode()
@@ -459,23 +459,23 @@ def test_a_wrong_query_is_400_and_says_what_would_do(house: Pushing, news: Topic
     assert news.clients == 0
 
 
-def test_what_the_query_said_is_not_markup_in_the_answer(house: Pushing, news: Topic) -> None:
-    with house.client(f"{address(news)}?transport=%3Cscript%3E", "Accept: text/html") as client:
+def test_what_the_query_said_is_not_markup_in_the_answer(site: Pushing, news: Topic) -> None:
+    with site.client(f"{address(news)}?transport=%3Cscript%3E", "Accept: text/html") as client:
         status, headers, body = client.response()
     assert (status, headers["content-type"]) == (400, "text/html; charset=UTF-8")
     assert b"<script>" not in body
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_another_method_is_405(house: Pushing, news: Topic, method: str) -> None:
-    status, headers = headers_of(house, address(news), "Content-Length: 0", method=method)
+def test_another_method_is_405(site: Pushing, news: Topic, method: str) -> None:
+    status, headers = headers_of(site, address(news), "Content-Length: 0", method=method)
     assert status == 405
     assert headers["allow"] == "GET, HEAD, OPTIONS"
 
 
-def test_head_is_the_headers_alone(house: Pushing, news: Topic, transport: str) -> None:
+def test_head_is_the_headers_alone(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1)
-    with house.client(f"{address(news)}?transport={transport}", "Connection: close", method="HEAD") as client:
+    with site.client(f"{address(news)}?transport={transport}", "Connection: close", method="HEAD") as client:
         status, headers = client.head()
         assert client.rest() == b""
     assert status == 200
@@ -483,9 +483,9 @@ def test_head_is_the_headers_alone(house: Pushing, news: Topic, transport: str) 
     assert news.clients == 0
 
 
-def test_no_transport_is_kept_compressed_or_collected_on_the_way(house: Pushing, news: Topic, transport: str) -> None:
+def test_no_transport_is_kept_compressed_or_collected_on_the_way(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1)
-    _, headers = headers_of(house, f"{address(news)}?transport={transport}")
+    _, headers = headers_of(site, f"{address(news)}?transport={transport}")
     assert headers["cache-control"] == "no-store, no-transform"
     assert headers["x-accel-buffering"] == "no"
 
@@ -494,39 +494,39 @@ def test_no_transport_is_kept_compressed_or_collected_on_the_way(house: Pushing,
 
 
 @pytest.mark.parametrize("content_type", ["image/svg+xml", "image/png", "application/octet-stream"])
-def test_a_picture_comes_as_multipart_and_by_nothing_else(house: Pushing, content_type: str) -> None:
-    topic = add(house, content_type=content_type)
+def test_a_picture_comes_as_multipart_and_by_nothing_else(site: Pushing, content_type: str) -> None:
+    topic = add(site, content_type=content_type)
     topic.publish(b"<svg/>")
     for name in ("sse", "jsonlines", "longpoll"):
         for path, accept in ((f"{address(topic)}?transport={name}", "*/*"), (address(topic), TYPES[name])):
-            with house.client(path, f"Accept: {accept}") as client:
+            with site.client(path, f"Accept: {accept}") as client:
                 status, _, body = client.response()
             assert status == 406
             assert f"{topic.name} comes as multipart/x-mixed-replace (transport=multipart)" in body.decode()
-    with house.reader("multipart", address(topic)) as reader:
+    with site.reader("multipart", address(topic)) as reader:
         assert reader.contents(1) == ["<svg/>"]
         assert f"Content-Type: {content_type}\r\n".encode() in reader.raw
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/geo+json"])
-def test_a_json_topic_brings_values(house: Pushing, transport: str, content_type: str) -> None:
-    topic = add(house, content_type=content_type)
+def test_a_json_topic_brings_values(site: Pushing, transport: str, content_type: str) -> None:
+    topic = add(site, content_type=content_type)
     values = [{"a": [1, 2.5, None, True, "é\n\u2028\x00"]}, "text", 0, None, []]
     for value in values:
         topic.publish(value)
-    with house.reader(transport, address(topic), last="earliest") as reader:
+    with site.reader(transport, address(topic), last="earliest") as reader:
         contents = reader.contents(len(values))
     if transport in ("multipart", "sse"):
         contents = [json.loads(content) for content in contents]
     assert contents == values
 
 
-def test_json_that_was_made_elsewhere_is_still_one_line(house: Pushing, transport: str) -> None:
-    topic = add(house, content_type="application/json")
+def test_json_that_was_made_elsewhere_is_still_one_line(site: Pushing, transport: str) -> None:
+    topic = add(site, content_type="application/json")
     value = {"a": [1, {"b": "c\nd"}], "e": None}
     topic.publish(json.dumps(value, indent=2).encode())
     topic.publish(json.dumps(value, indent=2).replace("\n", "\r\n").encode())
-    with house.reader(transport, address(topic), last="earliest") as reader:
+    with site.reader(transport, address(topic), last="earliest") as reader:
         contents = reader.contents(2)
     assert [json.loads(c) if isinstance(c, str) else c for c in contents] == [value, value]
 
