@@ -184,53 +184,53 @@ def test_the_application_is_looked_up_for_each_request_with_its_proxy_headers_se
         seen.append(environ["REMOTE_ADDR"])
         return app(environ, start_response)
 
-    with served(inner, trusted_proxy="127.0.0.1", trusted_proxy_headers="x-forwarded-for") as it:
-        application = it.server.application
-        it.server.application = lambda *args: [seen.append("outermost"), application(*args)][1]  # type: ignore[func-returns-value]
-        it.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 10.1.2.3\r\n\r\n")
-        it.tasks.pop().service()
+    with served(inner, trusted_proxy="127.0.0.1", trusted_proxy_headers="x-forwarded-for") as running:
+        application = running.server.application
+        running.server.application = lambda *args: [seen.append("outermost"), application(*args)][1]  # type: ignore[func-returns-value]
+        running.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 10.1.2.3\r\n\r\n")
+        running.tasks.pop().service()
         assert seen == ["outermost", "10.1.2.3"]
 
 
 def test_a_pulled_trigger_wakes_the_loop_from_any_thread() -> None:
-    with served() as it:
-        threading.Thread(target=it.server.pull_trigger).start()
+    with served() as running:
+        threading.Thread(target=running.server.pull_trigger).start()
         start = time.monotonic()
-        it.turn(PATIENCE)
+        running.turn(PATIENCE)
         assert time.monotonic() - start < PATIENCE / 2
 
 
 def test_a_listener_that_does_not_accept_is_not_polled() -> None:
-    with served() as it:
-        it.server.accepting = False
-        assert not it.server.readable()
-        assert not it.server.writable()
+    with served() as running:
+        running.server.accepting = False
+        assert not running.server.readable()
+        assert not running.server.writable()
 
 
 def test_an_accept_that_finds_nobody_is_passed_over() -> None:
-    with served() as it, socket.create_connection(it.server.socket.getsockname()):
-        channels = len(it.server.active_channels)
-        it.server.accept = lambda: None
-        it.turn()
-        assert len(it.server.active_channels) == channels
+    with served() as running, socket.create_connection(running.server.socket.getsockname()):
+        channels = len(running.server.active_channels)
+        running.server.accept = lambda: None
+        running.turn()
+        assert len(running.server.active_channels) == channels
 
 
 def test_a_listener_closes_without_its_trigger() -> None:
-    with served() as it:
-        files = len(it.map)
-        wasyncore.dispatcher.close(it.server)
-        assert len(it.map) == files - 1
-        it.server.pull_trigger()
-        it.turn()
+    with served() as running:
+        files = len(running.map)
+        wasyncore.dispatcher.close(running.server)
+        assert len(running.map) == files - 1
+        running.server.pull_trigger()
+        running.turn()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((it.server.effective_host, int(it.server.effective_port)))
+            socket.create_connection((running.server.effective_host, int(running.server.effective_port)))
 
 
 def test_a_closed_map_is_empty_and_its_sockets_are_closed() -> None:
-    with served() as it:
-        sockets = [it.server.socket, it.channel.socket]
-        wasyncore.close_all(it.map, ignore_all=True)
-        assert not it.map
+    with served() as running:
+        sockets = [running.server.socket, running.channel.socket]
+        wasyncore.close_all(running.map, ignore_all=True)
+        assert not running.map
         assert [sock.fileno() for sock in sockets] == [-1, -1]
 
 
@@ -286,9 +286,9 @@ def test_the_headers_wait_for_the_first_bytes() -> None:
         order.append("first bytes")
         yield b"x"
 
-    with served(slow, Noting) as it:
-        it.send(GET)
-        it.tasks.pop().service()
+    with served(slow, Noting) as running:
+        running.send(GET)
+        running.tasks.pop().service()
         assert order == ["first bytes", "headers"]
 
 
@@ -311,9 +311,9 @@ def test_the_body_is_closed_before_the_task_finishes() -> None:
         start_response("200 OK", [])
         return Body()
 
-    with served(streaming, Noting) as it:
-        it.send(GET)
-        it.tasks.pop().service()
+    with served(streaming, Noting) as running:
+        running.send(GET)
+        running.tasks.pop().service()
         assert order == ["closed", "finished"]
 
 
@@ -322,23 +322,23 @@ def test_a_body_of_unknown_length_is_chunked_and_ends_the_connection() -> None:
         start_response("200 OK", [])
         return iter((b"one", b"two"))
 
-    with served(streaming, Leaving) as it:
-        it.send(GET)
+    with served(streaming, Leaving) as running:
+        running.send(GET)
         with pytest.raises(Leave) as left:
-            it.tasks.pop().service()
+            running.tasks.pop().service()
         task = left.value.args[0]
         assert task.chunked_response
         assert task.close_on_finish
-        head, _, body = it.client.recv(65_536).partition(b"\r\n\r\n")
+        head, _, body = running.client.recv(65_536).partition(b"\r\n\r\n")
         assert b"Transfer-Encoding: chunked" in head
         assert b"Connection: close" in head
         assert body == b"3\r\none\r\n3\r\ntwo\r\n"
 
 
 def test_the_environ_is_kept_only_as_an_attribute() -> None:
-    with served() as it:
-        it.send(GET)
-        task = WSGITask(it.channel, it.channel.requests[0])
+    with served() as running:
+        running.send(GET)
+        task = WSGITask(running.channel, running.channel.requests[0])
         assert task.get_environment() is task.environ
 
 
@@ -358,13 +358,13 @@ def test_headers_for_a_known_length_can_be_made_later(request_line: str, connect
         start_response("200 OK", [("X-Mine", "1")])
         return iter(())
 
-    with served(empty, Leaving) as it:
-        it.send(f"{request_line}Host: localhost\r\n\r\n".encode())
+    with served(empty, Leaving) as running:
+        running.send(f"{request_line}Host: localhost\r\n\r\n".encode())
         with pytest.raises(Leave) as left:
-            it.tasks.pop().service()
+            running.tasks.pop().service()
         task = left.value.args[0]
         assert not task.wrote_header
-        assert it.channel.total_outbufs_len == 0
+        assert running.channel.total_outbufs_len == 0
         task.content_length = 5
         lines = task.build_response_header().decode().split("\r\n")
         assert lines[0].endswith(" 200 OK")
@@ -381,27 +381,27 @@ def test_headers_for_a_known_length_can_be_made_later(request_line: str, connect
 
 
 def test_what_is_no_exception_leaves_service_with_the_request_unfinished() -> None:
-    with served(task_class=Leaving) as it:
-        it.send(GET)
-        (request,) = it.channel.requests
+    with served(task_class=Leaving) as running:
+        running.send(GET)
+        (request,) = running.channel.requests
         with pytest.raises(Leave):
-            it.tasks.pop().service()
-        assert it.channel.requests == [request]
-        assert not it.channel.close_when_flushed
-        assert not it.channel.will_close
-        assert it.channel.connected
+            running.tasks.pop().service()
+        assert running.channel.requests == [request]
+        assert not running.channel.close_when_flushed
+        assert not running.channel.will_close
+        assert running.channel.connected
 
 
 def test_nothing_is_read_while_a_request_runs() -> None:
-    with served(task_class=Leaving) as it:
-        assert it.channel.readable()
-        it.send(GET)
-        assert not it.channel.readable()
+    with served(task_class=Leaving) as running:
+        assert running.channel.readable()
+        running.send(GET)
+        assert not running.channel.readable()
         with pytest.raises(Leave):
-            it.tasks.pop().service()
-        it.channel.outbufs[-1].get(1_000, skip=True)
-        it.channel.total_outbufs_len = 0
-        assert not it.channel.readable()
+            running.tasks.pop().service()
+        running.channel.outbufs[-1].get(1_000, skip=True)
+        running.channel.total_outbufs_len = 0
+        assert not running.channel.readable()
 
 
 def test_a_worker_that_ends_a_request_or_waits_for_the_client_wakes_the_loop() -> None:
@@ -414,41 +414,41 @@ def test_a_worker_that_ends_a_request_or_waits_for_the_client_wakes_the_loop() -
         yield b"x" * 1_000
 
     woken: list[str] = []
-    with served(much) as it:
-        it.send(GET)
-        it.channel._flush_some = lambda do_close=True: False  # the client takes nothing
-        it.server.pull_trigger = lambda: woken.append("woken")
-        it.tasks.pop().service()
-        del it.channel._flush_some
+    with served(much) as running:
+        running.send(GET)
+        running.channel._flush_some = lambda do_close=True: False  # the client takes nothing
+        running.server.pull_trigger = lambda: woken.append("woken")
+        running.tasks.pop().service()
+        del running.channel._flush_some
     before, after = woken[: woken.index("in between")], woken[woken.index("in between") + 1 :]
     assert before[0] == "woken"
     assert len(after) >= 2  # the write, and the end
 
 
 def test_a_request_is_handed_to_a_worker_within_handle_read() -> None:
-    with served() as it:
-        it.client.sendall(GET)
-        wait_until(lambda: it.client.send(b"") == 0)
-        it.channel.handle_read()
-        assert it.tasks == [it.channel]
-        assert len(it.channel.requests) == 1
+    with served() as running:
+        running.client.sendall(GET)
+        wait_until(lambda: running.client.send(b"") == 0)
+        running.channel.handle_read()
+        assert running.tasks == [running.channel]
+        assert len(running.channel.requests) == 1
 
 
 def test_a_channel_that_leaves_the_map_is_not_polled_and_is_no_longer_active() -> None:
-    with served() as it:
-        sock = it.channel.socket
-        it.channel.del_channel()
-        assert it.channel not in it.map.values()
-        assert not it.server.active_channels
-        assert it.channel.socket is sock
-        it.client.sendall(GET)
-        it.turn(0)
-        assert not it.tasks
-        it.channel.set_socket(sock)
-        assert it.map[sock.fileno()] is it.channel
-        assert list(it.server.active_channels.values()) == [it.channel]
-        it.turn()
-        assert it.tasks == [it.channel]
+    with served() as running:
+        sock = running.channel.socket
+        running.channel.del_channel()
+        assert running.channel not in running.map.values()
+        assert not running.server.active_channels
+        assert running.channel.socket is sock
+        running.client.sendall(GET)
+        running.turn(0)
+        assert not running.tasks
+        running.channel.set_socket(sock)
+        assert running.map[sock.fileno()] is running.channel
+        assert list(running.server.active_channels.values()) == [running.channel]
+        running.turn()
+        assert running.tasks == [running.channel]
 
 
 def test_what_the_socket_does_not_take_is_in_the_outbufs_and_can_be_taken_over() -> None:
@@ -456,93 +456,93 @@ def test_what_the_socket_does_not_take_is_in_the_outbufs_and_can_be_taken_over()
         start_response("200 OK", [])
         return [b"x" * 3_000_000]
 
-    with served(long, Leaving) as it:
-        it.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-        it.send(GET)
+    with served(long, Leaving) as running:
+        running.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        running.send(GET)
         with pytest.raises(Leave):
-            it.tasks.pop().service()
-        assert it.channel.total_outbufs_len == sum(map(len, it.channel.outbufs)) > 0
-        unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in it.channel.outbufs)
-        assert len(unsent) == it.channel.total_outbufs_len
-        assert sum(map(len, it.channel.outbufs)) == 0
-        it.channel.total_outbufs_len = 0
-        it.channel.socket.shutdown(socket.SHUT_WR)
-        sent = b"".join(iter(lambda: it.client.recv(1_000_000), b""))
+            running.tasks.pop().service()
+        assert running.channel.total_outbufs_len == sum(map(len, running.channel.outbufs)) > 0
+        unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in running.channel.outbufs)
+        assert len(unsent) == running.channel.total_outbufs_len
+        assert sum(map(len, running.channel.outbufs)) == 0
+        running.channel.total_outbufs_len = 0
+        running.channel.socket.shutdown(socket.SHUT_WR)
+        sent = b"".join(iter(lambda: running.client.recv(1_000_000), b""))
         assert (sent + unsent).partition(b"\r\n\r\n")[2] == b"x" * 3_000_000
 
 
 def test_what_is_put_into_the_last_outbuf_is_sent() -> None:
-    with served() as it:
-        it.channel.outbufs[-1].append(b"hello")
-        it.channel.total_outbufs_len += 5
-        assert it.channel.writable()
-        it.turn()
-        assert it.client.recv(100) == b"hello"
+    with served() as running:
+        running.channel.outbufs[-1].append(b"hello")
+        running.channel.total_outbufs_len += 5
+        assert running.channel.writable()
+        running.turn()
+        assert running.client.recv(100) == b"hello"
 
 
 def test_service_ends_a_request_whose_task_has_nothing_left_to_do() -> None:
-    with served(task_class=Idle) as it:
-        it.send(GET + GET)
-        first, second = it.channel.requests
+    with served(task_class=Idle) as running:
+        running.send(GET + GET)
+        first, second = running.channel.requests
         asked: list[Any] = []
 
         def task_class(channel: HTTPChannel, request: HTTPRequestParser) -> WSGITask:
             asked.append(request)
             return Idle(channel, request)
 
-        it.channel.task_class = task_class  # of this channel, for this time
-        it.tasks.pop().service()
+        running.channel.task_class = task_class  # of this channel, for this time
+        running.tasks.pop().service()
         assert asked == [first]
-        assert it.channel.requests == [second]
-        assert it.tasks == [it.channel]
+        assert running.channel.requests == [second]
+        assert running.tasks == [running.channel]
 
 
 def test_service_closes_the_connection_of_a_task_that_says_so() -> None:
     class Closing(Idle):
         close_on_finish = True
 
-    with served(task_class=Closing) as it:
-        it.send(GET)
-        it.tasks.pop().service()
-        assert it.channel.requests == []
-        assert it.channel.close_when_flushed
-        it.turn()
-        wait_until(lambda: it.channel.socket is None or it.turn(0.1))
-        assert it.client.recv(100) == b""
+    with served(task_class=Closing) as running:
+        running.send(GET)
+        running.tasks.pop().service()
+        assert running.channel.requests == []
+        assert running.channel.close_when_flushed
+        running.turn()
+        wait_until(lambda: running.channel.socket is None or running.turn(0.1))
+        assert running.client.recv(100) == b""
 
 
 def test_service_waits_for_the_client_only_above_the_high_watermark() -> None:
-    with served(task_class=Idle, outbuf_high_watermark=100) as it:
-        it.send(GET + GET)
-        it.channel.connected = True
-        it.channel.outbufs[-1].append(b"x" * 100)
-        it.channel.total_outbufs_len += 100
-        it.tasks.pop().service()  # it would wait for ever: nobody turns the loop
-        assert len(it.channel.requests) == 1
+    with served(task_class=Idle, outbuf_high_watermark=100) as running:
+        running.send(GET + GET)
+        running.channel.connected = True
+        running.channel.outbufs[-1].append(b"x" * 100)
+        running.channel.total_outbufs_len += 100
+        running.tasks.pop().service()  # it would wait for ever: nobody turns the loop
+        assert len(running.channel.requests) == 1
 
 
 def test_a_client_that_has_left_shows_in_the_channel() -> None:
-    with served() as it:
-        it.client.close()
-        it.turn()
-        assert not it.channel.connected
-        assert it.channel.socket is None
+    with served() as running:
+        running.client.close()
+        running.turn()
+        assert not running.channel.connected
+        assert running.channel.socket is None
 
 
 def test_a_channel_that_is_closed_closes_the_files_behind_its_buffers() -> None:
-    with served(outbuf_overflow=10) as it:
-        it.channel.outbufs[-1].append(b"x" * 10_000)
-        file = it.channel.outbufs[-1].getfile()
-        it.channel.handle_close()
+    with served(outbuf_overflow=10) as running:
+        running.channel.outbufs[-1].append(b"x" * 10_000)
+        file = running.channel.outbufs[-1].getfile()
+        running.channel.handle_close()
         assert file.closed
-        assert it.channel.socket is None
-        assert not it.server.active_channels
+        assert running.channel.socket is None
+        assert not running.server.active_channels
 
 
 def test_a_request_can_be_closed_and_knows_its_method() -> None:
-    with served() as it:
-        it.send(GET.replace(b"GET", b"HEAD"))
-        (request,) = it.channel.requests
+    with served() as running:
+        running.send(GET.replace(b"GET", b"HEAD"))
+        (request,) = running.channel.requests
         assert request.command == "HEAD"
         assert request.version == "1.1"
         request.close()

@@ -107,7 +107,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def room_with(tmp_path: Path, **ini: object) -> Iterator[Running]:
+def running_with(tmp_path: Path, **ini: object) -> Iterator[Running]:
     with pserve(tmp_path, APP | {f"pushdemo.{key}": value for key, value in ini.items()}) as process:
         running = Running(process)
         try:
@@ -232,7 +232,7 @@ def test_clients_that_never_read_among_five_times_as_many_that_do(tmp_path: Path
     """All get every message; those that read, not much later for those that do not; and these cost little, and go."""
     reader_count, stall_timeout = 5 * stalled_count, 2.0 + stalled_count / 100
     texts = [f"{number:05}{'x' * 4_000}{number:020}" for number in range(60)]
-    with room_with(tmp_path, stall_timeout=stall_timeout) as running, contextlib.ExitStack() as stack:
+    with running_with(tmp_path, stall_timeout=stall_timeout) as running, contextlib.ExitStack() as stack:
         readers = swarm(stack, running, "/push/news?transport=jsonlines", reader_count).join()
         alone = spread(running, readers, texts[:20])
         swarm(stack, running, "/push/news?transport=jsonlines", stalled_count, reading=False)
@@ -256,7 +256,7 @@ def test_clients_that_never_read_among_five_times_as_many_that_do(tmp_path: Path
 @pytest.mark.heavy
 def test_a_stalled_client_that_wanted_the_whole_history_costs_no_more(tmp_path: Path) -> None:
     count = 200
-    with room_with(tmp_path) as running, contextlib.ExitStack() as stack:
+    with running_with(tmp_path) as running, contextlib.ExitStack() as stack:
         for number in range(100):
             running.publish(f"{number}" + "x" * 12_000)
         first = swarm(stack, running, "/push/news?transport=jsonlines&last_event_id=earliest", count).join()
@@ -286,7 +286,7 @@ def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, c
             if number % 8 < 4:
                 reset(sock)
 
-    with room_with(tmp_path) as running:
+    with running_with(tmp_path) as running:
         running.publish("one message")
         for number in range(cycles // 4):
             cycle(number)
@@ -303,7 +303,7 @@ def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, c
 @pytest.mark.parametrize("count", heavy(300, 5_000))
 def test_clients_that_vanish_all_at_once_are_noticed_within_a_second(tmp_path: Path, count: int) -> None:
     needs_open_files(count)
-    with room_with(tmp_path) as running:
+    with running_with(tmp_path) as running:
         with contextlib.ExitStack() as stack:
             swarm(stack, running, "/push/news?transport=sse", 1).join()
         wait_until(lambda: running.held == 0)
@@ -491,7 +491,7 @@ class Follower:
 def test_a_signal_ends_everything_cleanly_within_2_seconds(tmp_path: Path, number: signal.Signals, count: int) -> None:
     needs_open_files(count)
     third = count // 3
-    with room_with(tmp_path) as running, contextlib.ExitStack() as stack:
+    with running_with(tmp_path) as running, contextlib.ExitStack() as stack:
         running.publish("before")
         streams = [swarm(stack, running, f"/push/news?transport={name}", third).join() for name in ("multipart", "sse")]
         polls = swarm(stack, running, f"/push/news?transport=longpoll&last_event_id={running.publish('one')}", third)
@@ -515,7 +515,7 @@ def test_a_signal_ends_everything_cleanly_within_2_seconds(tmp_path: Path, numbe
 
 
 def test_a_second_signal_during_the_stop_changes_nothing(tmp_path: Path) -> None:
-    with room_with(tmp_path) as running, contextlib.ExitStack() as stack:
+    with running_with(tmp_path) as running, contextlib.ExitStack() as stack:
         streams = swarm(stack, running, "/push/news?transport=sse", 100).join()
         running.connection.close()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
