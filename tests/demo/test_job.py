@@ -1,98 +1,23 @@
-"""The demo's generator views, their pages, and the sources behind them."""
+"""The job's page, and the work that `/job/run` does."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import subprocess
-import sysconfig
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyramid.router import Router
 from webtest import TestApp
 
-from pushdemo.demo import main
-from pushdemo.demo.document import document, lines
 from pushdemo.demo.job import ALGORITHMS, hash_files, standard_library
-from pushdemo.demo.primes import primes
 from pushdemo.web.sessions import Sessions
-
-
-@pytest.fixture
-def demo() -> Router:
-    return main(**{"pushdemo.generators.timeout": "90"})
-
-
-@pytest.fixture
-def sessions(demo: Router) -> Iterator[Sessions]:
-    sessions: Sessions = demo.registry["pushdemo.generators"]
-    yield sessions
-    assert sessions.close(10) == 0
-
-
-@pytest.fixture
-def app(demo: Router, sessions: Sessions) -> TestApp:
-    return TestApp(demo)
-
-
-# Pages
-
-
-@pytest.mark.parametrize(
-    ("page", "generator", "call"),
-    [
-        ("primes", "/prime", "sessionButton({"),
-        ("document", "/document/lines", "sessionButton({"),
-        ("job", "/job/run", "poll("),
-    ],
-)
-def test_a_page_names_its_generator_and_loads_its_script_and_nothing_inline(
-    app: TestApp, page: str, generator: str, call: str
-) -> None:
-    html = app.get(f"/{page}").html
-    assert html.find(id=page)["data-url"] == generator
-    (script,) = html.find_all("script")
-    assert script["type"] == "module"
-    assert script.get_text() == ""
-    assert call in app.get(script["src"]).text
-    assert not [tag for tag in html.find_all(True) for name in tag.attrs if name.startswith("on") or name == "style"]
-
-
-@pytest.mark.parametrize("page", ["primes", "document", "job"])
-def test_a_page_begins_no_generator(app: TestApp, sessions: Sessions, page: str) -> None:
-    app.get(f"/{page}")
-    assert sessions.info()["open"] == 0
-
-
-def test_the_document_page_names_its_text(app: TestApp) -> None:
-    text = app.get("/document").html.get_text()
-    assert document().name in text
-    assert f"{document().stat().st_size:,} bytes" in text
 
 
 def test_the_job_page_says_how_long_a_job_is_kept(app: TestApp) -> None:
     assert "within 90 seconds" in app.get("/job").html.get_text()
-
-
-# Generators
-
-
-def test_prime_gives_the_posts_series(app: TestApp) -> None:
-    answers = [app.get("/prime?key=K").json for _ in range(6)]
-    assert [answer["content"] for answer in answers] == [1, 2, 3, 5, 7, 11]
-    assert answers[0] == {"state": "ready", "content": 1, "count": 1, "key": "K"}
-
-
-def test_lines_gives_the_text_and_then_the_end(app: TestApp) -> None:
-    got: list[str] = []
-    while (answer := app.get(f"/document/lines?key=K&max=1000&after={len(got)}").json)["state"] == "ready":
-        got += answer["content"]
-    assert answer["state"] == "done"
-    assert "\n".join(got) + "\n" == document().read_text(encoding="utf-8")
 
 
 def test_run_tells_how_far_the_job_is_and_is_cancelled(app: TestApp, sessions: Sessions) -> None:
@@ -101,30 +26,6 @@ def test_run_tells_how_far_the_job_is_and_is_cancelled(app: TestApp, sessions: S
     assert 0 < second["bytes"] <= second["total_bytes"] == first["total_bytes"]
     app.delete("/job/run?key=K")
     app.get("/job/run?key=K&after=2", status=410)
-
-
-# Sources
-
-
-def test_primes_are_one_and_the_primes() -> None:
-    sieve = [number for number in range(2, 2000) if all(number % divisor for divisor in range(2, number))]
-    assert list(islice(primes(), len(sieve) + 1)) == [1, *sieve]
-
-
-def test_the_document_is_a_large_text_of_this_python() -> None:
-    assert document().is_relative_to(sysconfig.get_path("stdlib"))
-    assert document().stat().st_size > 10_000
-
-
-def test_lines_are_read_no_further_than_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / "text"
-    path.write_text("first\n" + "more\n" * 100_000)
-    reading = lines(path)
-    assert next(reading) == "first"
-    file = reading.gi_frame.f_locals["file"]
-    assert file.buffer.tell() < path.stat().st_size
-    reading.close()
-    assert file.closed
 
 
 def test_the_standard_library_is_the_one_that_runs() -> None:

@@ -85,6 +85,32 @@ def test_an_unknown_address_is_404(app: TestApp) -> None:
     app.get("/server", status=404)
 
 
+@pytest.mark.parametrize(
+    ("page", "generator", "call"),
+    [
+        ("primes", "/prime", "sessionButton({"),
+        ("document", "/document/lines", "sessionButton({"),
+        ("job", "/job/run", "poll("),
+    ],
+)
+def test_a_page_names_its_generator_and_loads_its_script_and_nothing_inline(
+    app: TestApp, page: str, generator: str, call: str
+) -> None:
+    html = app.get(f"/{page}").html
+    assert html.find(id=page)["data-url"] == generator
+    (script,) = html.find_all("script")
+    assert script["type"] == "module"
+    assert script.get_text() == ""
+    assert call in app.get(script["src"]).text
+    assert not [tag for tag in html.find_all(True) for name in tag.attrs if name.startswith("on") or name == "style"]
+
+
+@pytest.mark.parametrize("page", ["primes", "document", "job"])
+def test_a_page_begins_no_generator(app: TestApp, demo: Router, page: str) -> None:
+    app.get(f"/{page}")
+    assert demo.registry["pushdemo.generators"].info()["open"] == 0
+
+
 # -- generators
 
 
