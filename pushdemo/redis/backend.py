@@ -15,10 +15,9 @@ from typing import Any
 from pushdemo.cache.functions import may_pickle
 from pushdemo.cache.store import CachetoolsStore, Store, Timer
 from pushdemo.redis.connection import Link, RedisUnavailableError
-from pushdemo.redis.forgotten import Forgotten
 from pushdemo.redis.leases import RedisProducer, Renewals
 from pushdemo.redis.listener import Reader
-from pushdemo.redis.store import RedisStore
+from pushdemo.redis.store import Deletions, RedisStore
 from pushdemo.redis.topic import RedisTopic
 from pushdemo.topics.topic import Source, Topic
 
@@ -33,8 +32,8 @@ class RedisBackend:
         self._reader = Reader(self._link, clock)
         self._renewals = Renewals()
         self._producers: list[RedisProducer] = []
-        self._forgotten = Forgotten(self._link)
-        self._reader.follow(self._forgotten)
+        self._deletions = Deletions(self._link)
+        self._reader.follow(self._deletions)
 
     @property
     def trouble(self) -> str:
@@ -61,7 +60,7 @@ class RedisBackend:
             return CachetoolsStore(name, maxsize, timer)
         pickles = may_pickle(name)
         store = RedisStore(self._link, self._renewals, name, maxsize, timer, may_pickle=pickles)
-        self._forgotten.add(store)
+        self._deletions.add(store)
         return store
 
     def start(self, topics: Iterable[Topic]) -> None:

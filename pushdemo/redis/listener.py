@@ -1,6 +1,6 @@
 """The reader: one thread and one connection that bring all that an application follows what the cluster publishes.
 
-It knows names and fields; what they mean, those that it brings them to know (redis/topic.py, redis/forgotten.py). What
+It knows names and fields; what they mean, those that it brings them to know (redis/topic.py, redis/store.py). What
 is said on the channel is only news: it may be lost with the connection, and what it tells of is at Redis all the same.
 So whoever follows looks there when a connection begins and whenever news do not follow those before. The thread alone
 listens; `follow` is called before it starts.

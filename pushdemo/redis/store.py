@@ -11,13 +11,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 
 from pushdemo.cache.keys import Key
 from pushdemo.cache.store import CachetoolsStore, Entry, Timer
-from pushdemo.redis.connection import Link, RedisUnavailableError
+from pushdemo.redis.connection import Fields, Link, RedisUnavailableError
 from pushdemo.redis.leases import LEASE_TIME, Renewals
-from pushdemo.redis.store_scripts import CLAIM, COUNT, DELETE, GET, SETTLE
+from pushdemo.redis.scripts import CLAIM, COUNT, DELETE, GET, SETTLE
 from pushdemo.redis.values import decoded, digest, encoded
 
 SHORTEST, LONGEST = 0.005, 0.1  # seconds between two looks whether someone else's claim has ended
@@ -226,3 +227,48 @@ class RedisStore:
         except ValueError:
             return None
         return Entry(decode, self._timer() - (now - int(made)) / 1000, fresh, stale - fresh, error - fresh)
+
+
+class Deletions:
+    """The news of what other nodes have deleted, for all stores of this process. A Follower, see redis/listener.py."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.key = link.key("deletions")
+        # Number and token of the newest deletion known here. The reader's thread alone uses it.
+        self._known: tuple[int, bytes] | None = None
+        self._lock = threading.Lock()  # guards the next line
+        self._stores: weakref.WeakSet[RedisStore] = weakref.WeakSet()
+
+    def add(self, store: RedisStore) -> None:
+        """Tell `store` of deletions from now on. Any thread may call this."""
+        with self._lock:
+            self._stores.add(store)
+
+    def absorb(self, news: Fields) -> bool:
+        """See Follower."""
+        number = int(news[b"c"])
+        if self._known is None or (number >= self._known[0] and self._known[1] not in (news[b"p"], news[b"n"])):
+            return False
+        if number > self._known[0]:
+            self._known = number, news[b"n"]
+            self._forget(news[b"b"].decode(), news[b"d"].decode())
+        return True
+
+    def catch_up(self) -> None:
+        """See Follower. Drops all copies if any deletion was missed, as nobody knows which ones."""
+        found = self._link.call(lambda: self._link.client.get(self.key))
+        number, _, token = (found or b"0 ").partition(b" ")
+        if self._known != (known := (int(number), token)):
+            self._known = known
+            self._forget("", "")
+
+    def tell(self) -> None:
+        """See Follower. Nobody waits for deletions."""
+
+    def _forget(self, function: str, name: str) -> None:
+        with self._lock:
+            stores = list(self._stores)
+        for store in stores:
+            if function in ("", store.name):
+                store.forget(name)

@@ -65,7 +65,7 @@ def includeme(config: Configurator) -> None:
     config.add_directive("add_topic", add_topic)
     config.add_request_method(push)
     config.add_request_method(publish)
-    config.add_request_method(Memorized(), "memorized")
+    config.add_request_method(_CachesOfRequest(), "memorized")
     config.add_tween("pushdemo.web.config.tween")
     _check_open_files(settings.max_clients)
 
@@ -120,7 +120,7 @@ def publish(request: Request, name: str, value: Any) -> Message:
         raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)}) from error
 
 
-class Memorized:
+class _CachesOfRequest:
     """Request attribute: the application's memorized values, to look at with `info()`, to forget with `clear(name)`.
 
     Pyramid binds it as it binds a request method. For a property it would make a class, anew for each request, which
