@@ -1,34 +1,64 @@
 """`pushdemo-check URL`: what the way from the server to a client does to a stream.
 
-Here are the command, what it concludes, and the lines that mend it; what it concludes from is probe.py's. Standard
-library alone. Exit status: 0 nothing found, 1 something found, 2 nothing could be asked.
+The command asks with HEAD which transports the address offers, subscribes to each of them as a browser does, and
+concludes from what came and when. Standard library alone; imports nothing of the package. Exit status: 0 nothing found,
+1 something found, 2 nothing could be asked.
+
+The server is not trusted. One deadline ends everything, however slowly bytes drip; `_MOST_BYTES` bounds what is read
+and unpacked; the headers that the user gives go to the first address's origin alone; and control characters that a
+server sends are shown as text. Each subscription has a thread of its own, which alone writes the attributes of its
+`Probe`; the main thread reads them.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import re
+import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Sequence
-from contextlib import suppress
-from urllib.parse import urlsplit
-
-from pushdemo.probe import Probe, head
+from contextlib import closing, suppress
+from typing import TextIO
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 FINE, FOUND, UNASKED = 0, 1, 2
 
-# What is subscribed to, and what else an address may insist on (`?transport=jsonlines`).
+# The transports that are subscribed to, and one more that an address may insist on (`?transport=jsonlines`).
 _ASKED = {"multipart": "multipart/x-mixed-replace", "sse": "text/event-stream"}
 _STREAMS = {**_ASKED, "jsonlines": "application/x-ndjson"}
 
+# How the lines of each transport begin that carry a message's id, and those by which the server itself ends a stream.
+_MESSAGES = {"multipart": rb"X-Message-Id: ", "sse": rb"id: ", "jsonlines": rb'\{"id": '}
+_LAST_WORDS = {
+    "multipart": rb"(?:--\w+--\r$|X-Retry: )",
+    "sse": rb"(?:event: end$|retry: )",
+    "jsonlines": rb'\{"state": "(?:done|waiting)"',
+}
+
+_TIMEOUT = 10.0  # seconds for a connection, and for the answers to HEAD
+_REDIRECTS = 5
+_TAIL = 400  # bytes at the end of a stream in which the last words are looked for
+_LINE = 1_024  # bytes of a line that are kept while it grows: all that is looked for is shorter
+_PIECE = 65_536  # bytes that are read, or unpacked, at a time
+_MOST_BYTES = 64 * 1024 * 1024  # of one stream, read and unpacked: what has come until then says enough
+
 _FIRST = 5.0  # seconds for the first byte, which the server writes at once
 _QUIET = 1.5  # heartbeats without a byte, after which push.js too takes a stream for held back
-_SLACK = 1.0  # seconds beside these: the server looks twice a second, and networks have their moods
-_IDLE = 0.3  # seconds of silence, below which nothing cuts a connection for it
+_SLACK = 1.0  # seconds beside these: the server looks twice a second, and networks are not even
+_IDLE = 0.3  # seconds; nothing cuts a connection that has been silent for less
 _PROGRESS = 5.0  # seconds between two lines of progress
-_STEP = 0.1  # seconds between two looks
+_STEP = 0.1  # seconds between two looks at the probes
+
+# Browsers offer these encodings over TLS, and a proxy may compress by any of them; the last two are not unpacked here.
+_HEADERS = {
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Cache-Control": "no-cache",
+    "User-Agent": "Mozilla/5.0 (pushdemo-check)",
+}
 
 _REMEDIES = {
     "buffers": {
@@ -51,27 +81,35 @@ _REMEDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, the process's own unless given; its exit status."""
+    """Run the command with these arguments, the process's own unless given; return its exit status."""
     options = _options(argv)
+    deadline = time.monotonic() + options.seconds
     try:
-        url, by, probes = _subscribe(options.url, dict(options.header))
+        url, by, probes = _subscribe(options.url, dict(options.header), deadline)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        print(f"pushdemo-check: {options.url}: {str(error) or type(error).__name__}", file=sys.stderr)
+        _say(f"pushdemo-check: {options.url}: {str(error) or type(error).__name__}", file=sys.stderr)
         return UNASKED
-    print(f"{url} is answered by {by or 'a server that does not say its name'}")
+    _say(f"{url} is answered by {by or 'a server that does not say its name'}")
     with suppress(KeyboardInterrupt):
-        _listen(probes, options.seconds)
+        _listen(probes, options.seconds, deadline)
     for probe in probes:
         probe.stop()
-        print(_summary(probe))
-    found = {probe.name: judge(probe, options.heartbeat) for probe in probes}
+        _say(_summary(probe))
+    found = {probe.transport: judge(probe, options.heartbeat) for probe in probes}
     if any(found.values()):
         _report(found, probes, url, by)
         return FOUND
     if not any(probe.status == 200 for probe in probes):
         return UNASKED
-    print("Nothing on the way was seen to buffer, compress or cut the stream.")
+    _say("Nothing on the way was seen to buffer, compress or cut the stream.")
     return FINE
+
+
+def _say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines. What a server has sent may be among them: a terminal must not take it for orders."""
+    for line in lines:
+        shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+        print(shown, file=file or sys.stdout, flush=True)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,7 +124,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seconds",
         type=_seconds,
         default=65.0,
-        help="how long to listen; 65, since proxies cut quiet connections after up to 60 unless told",
+        help="how long to ask and listen; 65, since proxies cut quiet connections after up to 60 unless told",
     )
     parser.add_argument("--heartbeat", type=_seconds, default=15.0, help="the site's pushdemo.heartbeat; 15")
     parser.add_argument(
@@ -96,7 +134,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="a header to send, such as the cookie of someone who has logged in; as often as needed",
+        help="a header to send, such as the cookie of someone who has logged in; as often as needed. It is sent to the "
+        "scheme, host and port of URL, and nowhere else that URL redirects to",
     )
     return parser.parse_args(argv)
 
@@ -115,20 +154,26 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _subscribe(url: str, headers: dict[str, str]) -> tuple[str, str, list[Probe]]:
-    """The address that answers, the name of its server, and a probe for each transport that a browser may ask it for.
+# -- asking
 
-    Raises ValueError where there is no stream; else as `head` does.
+
+def _subscribe(url: str, own: dict[str, str], deadline: float) -> tuple[str, str, list[Probe]]:
+    """The address that answers, the name of its server, and a probe for each transport that it offers.
+
+    `own` are the user's headers, for the origin of `url` alone. Raises ValueError where there is no stream, OSError or
+    http.client.HTTPException where nobody answers.
     """
+    first = _origin(url)
     probes: dict[str, Probe] = {}
     by = refusal = ""
     for accept in _ASKED.values():
-        url, response = head(url, accept, headers)
+        asked = {**_HEADERS, "Accept": accept}
+        url, response = _head(url, asked, first, own, min(deadline, time.monotonic() + _TIMEOUT))
         by = response.headers.get("Server", by)
         media_type = response.headers.get_content_type()
         name = next((name for name, known in _STREAMS.items() if known == media_type), "")
         if response.status == 200 and name:
-            probes[name] = Probe(name, url, accept, headers)
+            probes[name] = Probe(name, url, asked | (own if _origin(url) == first else {}), deadline)
         elif response.status != 406:  # which a picture is by Server-Sent Events
             said = f"{response.status} {response.reason}"
             refusal = said if response.status != 200 else f"no stream, but {media_type}"
@@ -137,24 +182,201 @@ def _subscribe(url: str, headers: dict[str, str]) -> tuple[str, str, list[Probe]
     return url, by, list(probes.values())
 
 
-def _listen(probes: Sequence[Probe], seconds: float) -> None:
-    """Until the time is over, or nothing more can be learnt; says every few seconds how it goes."""
+def _head(
+    url: str, headers: dict[str, str], first: tuple[str, str, int | None], own: dict[str, str], deadline: float
+) -> tuple[str, http.client.HTTPResponse]:
+    """Follow redirections; return the address that they led to, and its answer to HEAD."""
+    for _ in range(_REDIRECTS):
+        response = _Head(url, headers | (own if _origin(url) == first else {}), deadline).response()
+        location = response.headers["Location"]
+        if response.status not in (301, 302, 303, 307, 308) or not location:
+            return url, response
+        url = urljoin(url, location)
+    raise ValueError(f"{url}: more than {_REDIRECTS} redirections")
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port. Raises ValueError for an address that cannot be asked."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url}: must be the http:// or https:// address of a stream")
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+class _Asking(threading.Thread):
+    """A request, made in a thread of its own: a server may drip its headers for ever, or a name server not answer."""
+
+    def __init__(self, name: str, url: str, headers: dict[str, str], deadline: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self.url = url
+        self.headers = headers
+        self.deadline = deadline  # of the monotonic clock, in seconds
+        self._socket: socket.socket | None = None
+
+    def connect(self) -> http.client.HTTPConnection:
+        scheme, host, port = _origin(self.url)
+        kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+        connection = kind(host, port, timeout=max(0.001, min(_TIMEOUT, self.deadline - time.monotonic())))
+        connection.connect()
+        self._socket = connection.sock
+        return connection
+
+    def request(self, connection: http.client.HTTPConnection, method: str) -> http.client.HTTPResponse:
+        parts: SplitResult = urlsplit(self.url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request(method, target, headers=self.headers)
+        return connection.getresponse()
+
+    def abandon(self) -> None:
+        """Leave, as a browser does whose page is closed. A thread that does not notice ends with the process."""
+        if self._socket:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self.join(1.0)
+
+
+class _Head(_Asking):
+    """A HEAD request."""
+
+    def __init__(self, url: str, headers: dict[str, str], deadline: float) -> None:
+        super().__init__("head", url, headers, deadline)
+        self._response: http.client.HTTPResponse | None = None
+        self._error: Exception | None = None
+
+    def response(self) -> http.client.HTTPResponse:
+        """Ask, and wait for the answer. Raises TimeoutError after the deadline; else what the request raises."""
+        self.start()
+        self.join(max(0.0, self.deadline - time.monotonic()))
+        response, error = self._response, self._error
+        self.abandon()
+        if error:
+            raise error
+        if response is None:
+            raise TimeoutError("no answer in time")
+        return response
+
+    def run(self) -> None:
+        try:
+            with closing(self.connect()) as connection:
+                response = self.request(connection, "HEAD")
+                response.close()
+                self._response = response
+        except Exception as error:
+            self._error = error
+
+
+# -- listening
+
+
+class Probe(_Asking):
+    """A subscription to `url` by the transport `name`: `start` it, and `stop` it."""
+
+    def __init__(self, name: str, url: str, headers: dict[str, str], deadline: float) -> None:
+        super().__init__(f"probe-{name}", url, headers, deadline)
+        self.transport = name
+        self.status = 0  # of the response; 0 while there is none
+        self.encoding = ""  # Content-Encoding
+        self.started = self.last = time.monotonic()  # when it was asked, and when the last byte came
+        self.first: float | None = None  # seconds from there to the first byte of the body
+        self.messages = 0
+        self.silence = 0.0  # seconds, the longest between two arrivals
+        self.ended: float | None = None  # seconds from the start to the end of the response
+        self.full = False  # `_MOST_BYTES` have come: it listens no more
+        self.clean = False  # the server has said that it ends the stream
+        self.error = ""
+        self._stopping = False  # set by the thread that stops it, once
+        self._left = _MOST_BYTES
+        self._rest = self._tail = b""  # a line under way, and the last whole lines
+
+    def start(self) -> None:
+        """Ask, and listen from now on."""
+        self.started = self.last = time.monotonic()
+        super().start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._stopping = True
+        self.abandon()
+
+    def quiet(self) -> float:
+        """Seconds from the last byte, or from the request where there was none, to now or to the end."""
+        if self.full:
+            return 0.0
+        return time.monotonic() - self.last if self.ended is None else self.started + self.ended - self.last
+
+    def run(self) -> None:
+        error = ""
+        try:
+            with closing(self.connect()) as connection:
+                connection.sock.settimeout(None)
+                with closing(self.request(connection, "GET")) as response:
+                    self.status = response.status
+                    self.encoding = response.headers.get("Content-Encoding", "").replace("identity", "")
+                    if response.status == 200:
+                        self._listen(response)
+                    else:
+                        error = f"{response.status} {response.reason}"
+        except http.client.IncompleteRead:
+            pass  # the response has ended; its words say no more
+        except (OSError, ValueError, http.client.HTTPException, zlib.error) as failure:
+            error = str(failure) or type(failure).__name__
+        if not (self._stopping or self.full):  # else the end is our own
+            self.error = error
+            self.ended = time.monotonic() - self.started
+
+    def _listen(self, response: http.client.HTTPResponse) -> None:
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if self.encoding in ("gzip", "deflate") else None
+        while not self.full and (packed := response.read1(_PIECE)):
+            self._left -= len(packed)
+            while packed and not self.full:
+                text = unpack.decompress(packed, _PIECE) if unpack else packed
+                packed = unpack.unconsumed_tail if unpack else b""
+                self._left -= len(text) if unpack else 0
+                self.full = self._left <= 0
+                if text:  # else it is the header of a compressed body, of which nothing can be read yet
+                    self._take(text)
+
+    def _take(self, text: bytes) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now - self.started
+        self.silence = max(self.silence, now - self.last)
+        self.last = now
+        lines, newline, rest = text.rpartition(b"\n")
+        if not newline:
+            self._rest = (self._rest + rest)[:_LINE]
+            return
+        lines = self._rest + lines + newline
+        self._rest = rest[:_LINE]
+        self.messages += len(re.findall(b"^" + _MESSAGES[self.transport], lines, re.M))
+        self._tail = (self._tail + lines)[-_TAIL:]
+        self.clean = bool(re.search(b"^" + _LAST_WORDS[self.transport], self._tail, re.M))
+
+
+def _listen(probes: Sequence[Probe], seconds: float, deadline: float) -> None:
+    """Listen until the deadline, or until nothing more can be learnt; say every few seconds how it goes."""
     for probe in probes:
         probe.start()
-    start = told = time.monotonic()
+    told = time.monotonic()
     pause = threading.Event()
-    while (now := time.monotonic()) < start + seconds:
-        if all(probe.ended is not None or (probe.first is None and probe.quiet() > _FIRST) for probe in probes):
+    while (now := time.monotonic()) < deadline:
+        if all(
+            probe.ended is not None or probe.full or (probe.first is None and probe.quiet() > _FIRST)
+            for probe in probes
+        ):
             break
         if now >= told + _PROGRESS:
             told = now
-            state = ", ".join(f"{probe.name} {probe.messages} messages" for probe in probes)
-            print(f"{now - start:4.0f} of {seconds:g} s: {state}", file=sys.stderr, flush=True)
-        pause.wait(_STEP)
+            state = ", ".join(f"{probe.transport} {probe.messages} messages" for probe in probes)
+            _say(f"{seconds - deadline + now:4.0f} of {seconds:g} s: {state}", file=sys.stderr)
+        pause.wait(min(_STEP, deadline - now))
+
+
+# -- concluding
 
 
 def judge(probe: Probe, heartbeat: float) -> dict[str, str]:
-    """What was found, "buffers", "compresses", "cuts" (for its silence) or "ends", and by what it shows."""
+    """What was found, "buffers", "compresses", "cuts" (for its silence) or "ends", each with what shows it."""
     found = {}
     if probe.encoding:
         found["compresses"] = f"Content-Encoding: {probe.encoding}"
@@ -177,10 +399,11 @@ def judge(probe: Probe, heartbeat: float) -> dict[str, str]:
 
 def _summary(probe: Probe) -> str:
     if probe.first is None:
-        return f"{probe.name}: {probe.error or 'not a byte of the stream'}"
+        return f"{probe.transport}: {probe.error or 'not a byte of the stream'}"
     silence = max(probe.silence, probe.quiet())
-    said = f"{probe.name}: first byte after {probe.first:.2f} s, {probe.messages} messages"
+    said = f"{probe.transport}: first byte after {probe.first:.2f} s, {probe.messages} messages"
     end = f", ended by the server after {probe.ended:.1f} s" if probe.ended and probe.clean else ""
+    end = f", left after {_MOST_BYTES >> 20} MB" if probe.full else end
     return f"{said}, longest silence {silence:.1f} s{end}"
 
 
@@ -189,20 +412,20 @@ def _report(found: dict[str, dict[str, str]], probes: Sequence[Probe], url: str,
         evidence = [f"{name}: {findings[kind]}" for name, findings in found.items() if kind in findings]
         if not evidence:
             continue
-        print(f"\nSomething between here and the server {kind} the stream.")
-        print(*(f"  {line}" for line in evidence), sep="\n")
+        _say("", f"Something between here and the server {kind} the stream.")
+        _say(*(f"  {line}" for line in evidence))
         if kind == "ends":
-            print("Not for its silence: a limit on how long a response may take, or a server that was killed.")
+            _say("Not for its silence: a limit on how long a response may take, or a server that was killed.")
             continue
-        print("What mends it, by where it is:")
+        _say("What mends it, by where it is:")
         remedies = _REMEDIES[kind]
         for proxy in sorted(remedies, key=lambda proxy: proxy.lower() not in by.lower()):
-            lines = remedies[proxy].replace("PATH", urlsplit(url).path or "/").splitlines()
-            print(f"  {proxy}:", *(f"      {line}" for line in lines), sep="\n")
+            path = urlsplit(url).path or "/"
+            _say(f"  {proxy}:", *(f"      {line.replace('PATH', path)}" for line in remedies[proxy].splitlines()))
         if kind == "cuts":
-            silence = min(probe.quiet() for probe in probes if kind in found[probe.name])
-            print("  the application's ini, so that it is never quiet for so long:")
-            print(f"      pushdemo.heartbeat = {silence / 2:.2g}")
+            silence = min(probe.quiet() for probe in probes if kind in found[probe.transport])
+            _say("  the application's ini, so that it is never quiet for so long:")
+            _say(f"      pushdemo.heartbeat = {silence / 2:.2g}")
 
 
 if __name__ == "__main__":

@@ -1,252 +1,442 @@
-"""`pushdemo-check` against our server, and against a real nginx between that buffers, compresses, or cuts."""
+"""`pushdemo-check` against servers of a few lines, each of which does one thing that a real one may do."""
 
 from __future__ import annotations
 
 import re
-import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
-from pyramid.config import Configurator
-from pyramid.httpexceptions import HTTPForbidden, HTTPFound
-from pyramid.request import Request
-from pyramid.response import Response
 
 from pushdemo import check
-from tests.end_to_end.test_behind_nginx import CONFIGURATION
-from tests.fixtureapps import newsroom, texts
-from tests.support import PATIENCE, port_of, pserve, require, serving, threads, wait_until
+from tests.support import PATIENCE, threads, wait_until
 
-require(shutil.which("nginx"), "nginx", "nginx")
+MULTIPART, SSE, JSONLINES = "multipart/x-mixed-replace; boundary=b", "text/event-stream", "application/x-ndjson"
+PART = b"--b\r\nX-Message-Id: 1\r\nContent-Length: 1\r\n\r\nx\r\n--b\r\n"
+EVENT = b"id: 1\ndata: x\n\n"
+LINE = b'{"id": "1", "content": "x"}\n'
 
-QUIET = 1000.0  # seconds: no heartbeat while a test runs
-GZIP = "gzip on; gzip_types *; gzip_proxied any; gzip_http_version 1.0;"
-DEAF = "proxy_ignore_headers X-Accel-Buffering;"  # what the response says of buffering is not heard
+Answer = Callable[[socket.socket, str, str], None]  # a connection, the request's first line, and all of it
+
+
+class Site:
+    """A server with a thread for each connection: `answer` has it with its request, then it is closed."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.asked: list[str] = []  # the requests
+        self.over = threading.Event()  # the test is over: an answer that waits goes home
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def close(self) -> None:
+        self.over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._serve, args=(sock,)))
+                self._threads[-1].start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        request = b""
+        with sock, suppress(OSError):  # the client has left
+            while b"\r\n\r\n" not in request and (data := sock.recv(65_536)):
+                request += data
+            self.asked.append(request.decode())
+            self._answer(sock, self.asked[-1].partition("\r\n")[0], self.asked[-1])
 
 
 @contextmanager
-def site(heartbeat: float = 0.5) -> Iterator[str]:
-    """The address of a stream of our server, on which nothing but heartbeats follows the first message."""
-    app = newsroom.main(**{"pushdemo.heartbeat": str(heartbeat)})
-    app.registry["pushdemo.topics"]["news"].publish("the first")
-    with serving(app) as server:
-        yield f"http://127.0.0.1:{port_of(server)}/push/news"
+def site(answer: Answer) -> Iterator[Site]:
+    running = Site(answer)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def head(kind: str, *more: str, status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", f"Content-Type: {kind}", "Connection: close", *more, "", ""]).encode()
 
 
 @contextmanager
-def behind_nginx(folder: Path, url: str, directives: str) -> Iterator[str]:
-    """The address of the same stream through an nginx with these directives in its location."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    upstream = url.removesuffix("/push/news")
-    server = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {upstream}; {directives} }} }}"
-    file = folder / "nginx.conf"
-    file.write_text(CONFIGURATION.format(folder=folder, servers=server))
-    with subprocess.Popen(["nginx", "-p", folder, "-c", file, "-e", folder / "error.log"]) as process:
-        try:
-            wait_until(lambda: process.poll() is None and listens(port), what="nginx")
-            yield f"http://127.0.0.1:{port}/push/news"
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
+def streaming(
+    *body: bytes | float, kind: str = SSE, headers: tuple[str, ...] = (), hold: bool = False
+) -> Iterator[Site]:
+    """A site that writes these bytes, with pauses of so many seconds, by one transport; `hold`: and says no more."""
+    running: list[Site] = []
+
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        if f"Accept: {kind.partition(';')[0]}" not in request:
+            sock.sendall(head("text/plain", status="406 Not Acceptable"))
+            return
+        sock.sendall(head(kind, *headers))
+        if line.startswith("GET"):
+            for piece in body:
+                sock.sendall(piece) if isinstance(piece, bytes) else running[0].over.wait(piece)
+            if hold:
+                running[0].over.wait(PATIENCE)
+
+    with site(answer) as made:
+        running.append(made)
+        yield made
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def nginx_lines(said: str) -> str:
-    """The lines for nginx in what the check has said."""
-    (block,) = re.findall(r"^  nginx:\n((?:      .*\n)+)", said, re.MULTILINE)
-    return str(block)
-
-
-def run(url: str, *options: str, seconds: float = 1.2) -> int:
+def run(url: str, *options: str, seconds: float = 0.6) -> int:
     return check.main([url, "--seconds", str(seconds), *options])
 
 
-def test_nothing_is_found_where_nothing_is_between(capsys: pytest.CaptureFixture[str]) -> None:
-    with site() as url:
-        assert run(url, "--heartbeat", "0.5", seconds=2) == check.FINE
-    said = capsys.readouterr().out
-    for name in ("multipart", "sse"):
-        assert re.search(rf"^{name}: first byte after 0\.\d\d s, 1 messages, longest silence [01]\.\d s$", said, re.M)
-    assert "Nothing on the way was seen" in said
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_each_kind_of_redirection_is_followed(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        if " /there" in line:
+            sock.sendall(head(SSE) + (b"event: end\n\n" if line.startswith("GET") else b""))
+        else:
+            sock.sendall(head("text/plain", "Location: there", status=f"{status} Elsewhere"))
+
+    with site(answer) as running:
+        assert run(running.url) == check.FINE
+        assert f"{running.url}there is answered by" in capsys.readouterr().out
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("directives", ["", 'proxy_http_version 1.1; proxy_set_header Connection "";'])
-def test_nothing_is_found_behind_an_nginx_that_lets_streams_through(tmp_path: Path, directives: str) -> None:
-    with site() as url, behind_nginx(tmp_path, url, directives) as between:
-        assert run(between, "--heartbeat", "0.5", seconds=2) == check.FINE
-
-
-@pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("directives", "found", "not_found", "heartbeat"),
+    ("status", "location"), [(300, "Location: there"), (304, "Location: there"), (302, "X-None: 1")]
+)
+def test_what_is_no_redirection_is_no_stream(status: int, location: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with site(lambda sock, line, request: sock.sendall(head(SSE, location, status=f"{status} Odd"))) as running:
+        assert run(running.url) == check.UNASKED
+        assert f"{status} Odd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("hops", "status"), [(4, check.FINE), (5, check.UNASKED)])
+def test_redirections_have_an_end(hops: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        number = int(line.split()[1][1:] or 0)
+        if number < hops:
+            sock.sendall(head("text/plain", f"Location: /{number + 1}", status="302 Found"))
+        else:
+            sock.sendall(head(SSE) + (b"event: end\n\n" if line.startswith("GET") else b""))
+
+    with site(answer) as running:
+        assert run(running.url) == status
+    assert ("more than 5 redirections" in capsys.readouterr().err) == (status == check.UNASKED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
     [
-        (DEAF, "buffers", "compresses", 0.5),
-        (GZIP, "compresses", "buffers", 0.5),
-        ("proxy_read_timeout 500ms;", "cuts", "buffers", QUIET),
+        (MULTIPART, b"--b--\r\n"),
+        (MULTIPART, b"X-Retry: 700\r\n"),
+        (SSE, b"event: end\ndata:\n\n"),
+        (SSE, b"retry: 700\n\n"),
+        (JSONLINES, b'{"state": "done", "last_event_id": "1"}\n'),
+        (JSONLINES, b'{"state": "waiting", "retry": 700}\n'),
     ],
-    ids=["buffers", "compresses", "cuts"],
 )
-def test_what_nginx_does_is_found_and_the_lines_that_are_given_mend_it(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    directives: str,
-    found: str,
-    not_found: str,
-    heartbeat: float,
+def test_the_last_words_of_each_transport_are_known(
+    kind: str, words: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with site(heartbeat) as url:
-        with behind_nginx(tmp_path, url, directives) as between:
-            assert run(between) == check.FOUND
-        said = capsys.readouterr().out
-        assert "answered by nginx" in said
-        assert f"Something between here and the server {found} the stream" in said
-        assert len(re.findall(r"^  (?:multipart|sse): ", said, re.M)) == 2
-        assert f"server {not_found}" not in said
-        assert all(f"\n  {proxy}:\n" in said for proxy in ("nginx", "Caddy", "HAProxy"))
-        lines = nginx_lines(said)
-        # nginx takes a directive once: the line that is given stands in the place of the one that did the harm.
-        kept = re.sub("|".join(line.split()[0] + r" [^;]*;" for line in lines.splitlines()), "", directives)
-        with behind_nginx(tmp_path, url, f"{kept}\n{lines}") as between:
-            assert run(between) == check.FINE
+    first = {MULTIPART: PART, SSE: EVENT, JSONLINES: LINE}[kind]
+    with site(
+        lambda sock, line, _: sock.sendall(head(kind) + (first + words if line.startswith("GET") else b""))
+    ) as it:
+        assert run(it.url) == check.FINE
+    assert re.search(
+        r"1 messages, longest silence 0\.\d s, ended by the server after 0\.\d s\n", capsys.readouterr().out
+    )
 
 
-@pytest.mark.heavy
-def test_a_heartbeat_sooner_than_the_cut_mends_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directives = "proxy_read_timeout 2s;"
-    with site(QUIET) as url, behind_nginx(tmp_path, url, directives) as between:
-        assert run(between, seconds=3) == check.FOUND
-    (told,) = re.findall(r"pushdemo\.heartbeat = ([\d.]+)", capsys.readouterr().out)
-    with site(float(told)) as url, behind_nginx(tmp_path, url, directives) as between:
-        assert run(between, seconds=3) == check.FINE
-
-
-@pytest.mark.heavy
-def test_a_stream_that_ends_in_the_midst_of_messages_was_not_cut_for_its_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pserve(tmp_path, {"pushdemo.interval": 0.6}) as running:
-        kill = threading.Timer(3.3, running.process.kill)
-        kill.start()
-        assert run(f"{running.url}/server/index", seconds=PATIENCE) == check.FOUND
-        kill.join()
-    said = capsys.readouterr().out
-    assert "Something between here and the server ends the stream" in said
-    assert "Not for its silence" in said
-    assert "pushdemo.heartbeat" not in said
-    assert "proxy_read_timeout" not in said
-
-
-@pytest.mark.heavy
-def test_silence_for_longer_than_the_heartbeat_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with site(QUIET) as url:  # as if something held the heartbeats back
-        assert run(url, "--heartbeat", "0.5", seconds=3) == check.FOUND
-    assert "the server writes every 0.5 s or sooner" in capsys.readouterr().out
-
-
-@pytest.mark.heavy
-def test_it_says_how_it_goes_while_it_waits(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(check, "_PROGRESS", 0.3)
-    with site() as url:
-        assert run(url, seconds=2) == check.FINE
-    progress = capsys.readouterr().err.splitlines()
-    assert len(progress) >= 3
-    assert all(re.fullmatch(r" +[012] of 2 s: multipart \d messages, sse \d messages", line) for line in progress)
-
-
-def test_a_stream_that_ends_by_itself_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(texts.main()) as server:
-        assert run(f"http://127.0.0.1:{port_of(server)}/push/texts?last_event_id=earliest", seconds=20) == check.FINE
-    said = capsys.readouterr().out
-    assert len(re.findall(r" 11 messages.*, ended by the server after [\d.]+ s$", said, re.M)) == 2
-
-
-def test_a_picture_is_asked_for_by_multipart_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(texts.main()) as server:
-        assert run(f"http://127.0.0.1:{port_of(server)}/push/pictures?last_event_id=earliest") == check.FINE
-    assert re.findall(r"^(\w+): first byte", capsys.readouterr().out, re.M) == ["multipart"]
-
-
-@pytest.mark.heavy
-def test_an_address_may_insist_on_a_transport(capsys: pytest.CaptureFixture[str]) -> None:
-    with site() as url:
-        assert run(f"{url}?transport=jsonlines", "--heartbeat", "0.5", seconds=2) == check.FINE
-    assert re.findall(r"^(\w+): .* (\d+) messages", capsys.readouterr().out, re.M) == [("jsonlines", "1")]
-
-
-def test_redirections_are_followed_and_headers_are_sent() -> None:
-    def push(request: Request) -> Response:
-        if request.headers.get("X-Pass") != "let: me in":
-            raise HTTPForbidden
-        return request.push("news")
-
-    with Configurator(settings={"pushdemo.heartbeat": "0.5"}) as config:
-        config.include("pushdemo")
-        config.add_topic("news")
-        config.add_route("old", "/old")
-        config.add_view(lambda request: HTTPFound("/new"), route_name="old")
-        config.add_route("new", "/new")
-        config.add_view(push, route_name="new")
-    with serving(config.make_wsgi_app()) as server:
-        url = f"http://127.0.0.1:{port_of(server)}/old"
-        assert run(url, "--header", "X-Pass: let: me in", seconds=1) == check.FINE
-        assert run(url, seconds=1) == check.UNASKED
+def test_the_last_words_may_come_in_pieces_but_must_come_last(capsys: pytest.CaptureFixture[str]) -> None:
+    with streaming(EVENT, b"event: e", 0.1, b"nd\n\n") as running:
+        assert run(running.url) == check.FINE
+    with streaming(b"event: end\n\n" + EVENT * 100) as running:
+        assert run(running.url) == check.FOUND
+    assert "100 messages" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"), [("/nowhere", "404 Not Found"), ("/page", "no stream, but text/html"), ("/held", "no stream")]
+    ("pieces", "kind", "silence"),
+    [
+        ([EVENT, 0.5], "cuts", r"0\.[5-9]"),  # nothing has been as quiet before
+        ([EVENT, 0.8, EVENT, 0.5], "ends", r"0\.[5-7]"),  # a longer silence has been let pass
+        ([EVENT] * 3, "ends", r"0\.[0-2]"),  # in the midst of messages
+    ],
 )
-def test_what_is_no_stream_is_said_to_be_none(capsys: pytest.CaptureFixture[str], path: str, reason: str) -> None:
-    with site() as url:
-        assert run(url.replace("/push/news", path)) == check.UNASKED
-    assert reason in capsys.readouterr().err
+def test_a_stream_that_ends_without_a_word_was_cut_for_its_silence_or_for_something_else(
+    pieces: list[bytes | float], kind: str, silence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with streaming(*pieces) as running:
+        assert run(running.url, seconds=PATIENCE) == check.FOUND
+    said = capsys.readouterr().out
+    assert f"Something between here and the server {kind} the stream" in said
+    assert re.search(rf"s, {silence} s after the last byte: without a word from the server", said)
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1/server/index", "http://127.0.0.1:x/", "http://[::1/"])
-def test_a_wrong_address_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(url) == check.UNASKED
-    assert url in capsys.readouterr().err
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "504 Gateway Timeout"])
+def test_a_proxy_that_gives_up_before_the_first_byte_cuts(status: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        get = line.startswith("GET")
+        if get:
+            running.over.wait(0.4)
+        sock.sendall(head("text/html", status=status) if get else head(SSE))
+
+    with site(answer) as running:
+        assert run(running.url, seconds=PATIENCE) == check.FOUND
+    said = capsys.readouterr().out
+    assert "server cuts the stream" in said
+    assert f"after the last byte: {status}" in said
 
 
-def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    assert run(f"http://127.0.0.1:{port}/") == check.UNASKED
-    assert "refused" in capsys.readouterr().err
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+def test_a_compressed_stream_is_read_where_it_can_be(encoding: str, capsys: pytest.CaptureFixture[str]) -> None:
+    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    packed = packer.compress(EVENT * 7) + packer.flush(zlib.Z_SYNC_FLUSH)
+    with streaming(packed, headers=(f"Content-Encoding: {encoding}",), hold=True) as running:
+        assert run(running.url) == check.FOUND
+    said = capsys.readouterr().out
+    assert f"sse: Content-Encoding: {encoding}" in said
+    assert f"{7 if encoding in ('gzip', 'deflate') else 0} messages" in said
 
 
-def test_a_site_without_a_place_could_not_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    app = newsroom.main(**{"pushdemo.max_clients": "1"})
-    release = app.registry["pushdemo.clients"].all
-    assert release.take()
-    with serving(app) as server:
-        assert run(f"http://127.0.0.1:{port_of(server)}/push/news") == check.UNASKED
-    assert "multipart: 503 Service Unavailable" in capsys.readouterr().out
+def test_a_damaged_compressed_stream_is_an_error_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with streaming(b"this is not gzip", headers=("Content-Encoding: gzip",), hold=True) as running:
+        assert run(running.url, seconds=PATIENCE) == check.FOUND
+    assert "Error -3 while decompressing data" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["--seconds", "0"], ["--seconds", "soon"], ["-H", "Cookie"], []])
-def test_wrong_options_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        check.main([*options, *(["http://127.0.0.1/"] if options else [])])
-    assert ended.value.code == 2
-    assert "usage: pushdemo-check" in capsys.readouterr().err
+def test_identity_is_no_compression() -> None:
+    with streaming(EVENT, headers=("Content-Encoding: identity",), hold=True) as running:
+        assert run(running.url) == check.FINE
 
 
-def test_it_leaves_no_thread_and_no_client_behind() -> None:
-    app = newsroom.main()
-    with serving(app) as server:
-        assert run(f"http://127.0.0.1:{port_of(server)}/push/news", seconds=0.5) == check.FINE
-        assert not any(threads(f"probe-{name}") for name in ("multipart", "sse"))
-        wait_until(lambda: app.registry["pushdemo.clients"].all.taken == 0, what="the end of the subscriptions")
+def test_what_never_comes_is_held_back_and_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "_FIRST", 0.3)
+    with streaming(hold=True) as running:
+        assert run(running.url, seconds=PATIENCE) == check.FOUND
+    assert re.search(r"nothing came for 0\.[3-9] s, and the server writes the first bytes", capsys.readouterr().out)
+
+
+def test_silence_beyond_the_heartbeat_is_held_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "_SLACK", 0.0)
+    with streaming(EVENT, hold=True) as running:
+        assert run(running.url, "--heartbeat", "0.2") == check.FOUND
+        assert "writes every 0.2 s or sooner" in capsys.readouterr().out
+        assert run(running.url, "--heartbeat", "0.5") == check.FINE
+
+
+def test_an_interrupt_ends_it_with_what_has_been_seen() -> None:
+    with streaming(EVENT, hold=True) as running:
+        command = [sys.executable, "-m", "pushdemo.check", running.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: any(request.startswith("GET") for request in running.asked))
+            assert process.stdout is not None
+            assert "is answered by" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            said, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode == check.FINE
+    assert said.startswith("sse: ")
+    assert "Traceback" not in errors
+
+
+def test_it_asks_as_a_browser_does_and_with_the_headers_that_are_given() -> None:
+    with streaming(b"event: end\n\n") as running:
+        assert run(f"{running.url}path?a=b", "-H", "Cookie: a=b", "--header", "X-Two:  c ") == check.FINE
+    assert {request.split()[0] for request in running.asked} == {"HEAD", "GET"}
+    for request in running.asked:
+        assert request.split(" ", 2)[1] == "/path?a=b"
+        lines = request.split("\r\n")
+        for line in ("Accept-Encoding: gzip, deflate, br, zstd", "Cache-Control: no-cache", "Cookie: a=b", "X-Two: c"):
+            assert line in lines
+
+
+def test_a_server_says_its_name_and_its_lines_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with streaming(EVENT, 0.4, headers=("Server: haproxy/3.0",)) as running:
+        assert run(running.url, seconds=PATIENCE) == check.FOUND
+        assert f"{running.url} is answered by haproxy/3.0" in (said := capsys.readouterr().out)
+    assert re.findall(r"^  (\w+):$", said, re.M)[0] == "HAProxy"
+    with streaming(b"event: end\n\n") as running:
+        run(running.url)
+        assert "is answered by a server that does not say its name" in capsys.readouterr().out
+
+
+# -- servers that mean harm
+
+
+def in_time(url: str, *options: str, seconds: float = 0.6) -> int:
+    began = time.monotonic()
+    status = run(url, *options, seconds=seconds)
+    assert time.monotonic() - began < seconds + 2.5  # the thread that is left gets a second for its farewell
+    return status
+
+
+def endless(sock: socket.socket, data: bytes, over: threading.Event, pause: float = 0.02) -> None:
+    while not over.wait(pause):
+        sock.sendall(data)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize(
+    ("opening", "dripped"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n" * 50),
+        (b"", b""),
+    ],
+    ids=["status", "name", "headers", "continue", "much-continue", "silence"],
+)
+def test_headers_that_never_end_do_not_outlast_the_deadline(method: str, opening: bytes, dripped: bytes) -> None:
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        if line.startswith(method):
+            sock.sendall(opening)
+            endless(sock, dripped, running.over)
+        else:
+            sock.sendall(head(SSE))
+
+    with site(answer) as running:
+        assert in_time(running.url) == (check.UNASKED if method == "HEAD" else check.FOUND)
+        assert not any(threads(name) for name in ("head", "probe-sse"))
+
+
+def test_a_name_that_does_not_resolve_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(PATIENCE))
+    assert in_time("http://example.org/") == check.UNASKED
+    over.set()
+
+
+@pytest.mark.parametrize("kind", [SSE, MULTIPART])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ((), b"x" * 65_536),  # a line without an end
+        ((), b"id: 1\n" * 10_000),
+        (("Transfer-Encoding: chunked",), b"fffff\r\n" + b"x" * 0xFFFFF + b"\r\n"),
+    ],
+    ids=["line", "lines", "chunks"],
+)
+def test_an_endless_body_has_a_bound(
+    kind: str,
+    headers: tuple[str, ...],
+    body: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(check, "_MOST_BYTES", 20_000_000)
+
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        sock.sendall(head(kind, *headers))
+        if line.startswith("GET"):
+            endless(sock, body, running.over, pause=0.0)
+
+    tracemalloc.start()
+    try:
+        with site(answer) as running:
+            assert run(running.url, seconds=PATIENCE) == check.FINE
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    assert "s, left after 19 MB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_bomb_is_unpacked_up_to_the_bound(encoding: str, capsys: pytest.CaptureFixture[str]) -> None:
+    packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
+    bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(200)) + packer.flush()
+    assert len(bomb) < 300_000
+    tracemalloc.start()
+    try:
+        with streaming(bomb, headers=(f"Content-Encoding: {encoding}",), hold=True) as running:
+            assert run(running.url, seconds=PATIENCE) == check.FOUND
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    said = capsys.readouterr().out
+    assert f"left after {check._MOST_BYTES >> 20} MB" in said
+    assert "buffers" not in said
+
+
+SECRETS = ("-H", "Cookie: session=SECRET", "-H", "Authorization: Bearer SECRET", "-H", "X-Own: SECRET")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2"])
+def test_headers_that_are_given_go_to_the_first_origin_alone(host: str) -> None:
+    with streaming(b"event: end\n\n") as other:
+
+        def answer(sock: socket.socket, line: str, request: str) -> None:
+            where = f"http://{host}:{other.port}/" if " /there" in line else "/there"
+            sock.sendall(head("text/plain", f"Location: {where}", status="302 Found"))
+
+        with site(answer) as first:
+            assert run(first.url, *SECRETS) == (check.FINE if host != "127.0.0.2" else check.UNASKED)
+    assert len(first.asked) == 2
+    assert all(request.count("SECRET") == 3 for request in first.asked)
+    assert len(other.asked) == (3 if host != "127.0.0.2" else 0)
+    assert not any("SECRET" in request for request in other.asked)
+
+
+def test_headers_that_are_given_are_sent_again_where_the_way_leads_back() -> None:
+    """By way of another origin, which may choose the path, and no more than any link could."""
+
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        if " /back" in line:
+            sock.sendall(head(SSE) + (b"event: end\n\n" if line.startswith("GET") else b""))
+        else:
+            sock.sendall(head("text/plain", f"Location: {other.url}", status="302 Found"))
+
+    def back(sock: socket.socket, line: str, request: str) -> None:
+        sock.sendall(head("text/plain", f"Location: {first.url}back", status="302 Found"))
+
+    with site(answer) as first, site(back) as other:
+        assert run(first.url, *SECRETS) == check.FINE
+    assert not any("SECRET" in request for request in other.asked)
+    assert all("SECRET" in request for request in first.asked)
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\tand more"
+
+
+@pytest.mark.parametrize("where", ["Server", "Location", "Content-Encoding", "Content-Type", "reason", "GET reason"])
+def test_control_characters_of_a_server_are_shown_as_text(where: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        more, status, kind = [f"{where}: {EVIL}"], "200 OK", SSE
+        if where == "Location" and "there" not in line:
+            status, more = "302 Found", [f"Location: /there{EVIL}"]
+        elif where == "Content-Type":
+            kind, more = f"text/{EVIL}", []
+        elif where == "reason" or (where == "GET reason" and line.startswith("GET")):
+            status, more = f"502 {EVIL.partition(chr(13))[0]}", []
+        lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", "Connection: close", *more]
+        sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    with site(answer) as running:
+        run(running.url)
+    said = "".join(capfd.readouterr())
+    assert "\\x1b" in said
+    assert not [char for char in said if not char.isprintable() and char != "\n"]

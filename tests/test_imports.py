@@ -34,8 +34,7 @@ RULES = {
     "redis": Rule({"topics", "cache"}, {"redis"}),
     "web": Rule({"topics", "transports", "delivery", "cache", "redis"}, {"pyramid", "prometheus_client"}),
     "server": Rule({"delivery"}, {"waitress"}),
-    "check": Rule({"probe"}),
-    "probe": Rule(set()),
+    "check": Rule(set()),
     "": Rule({"topics", "cache", "web"}),
     "demo": Rule({"topics", "cache", "web"}, {"pyramid", "psutil", "pygal", "prometheus_client"}),
 }
