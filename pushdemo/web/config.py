@@ -66,6 +66,7 @@ def includeme(config: Configurator) -> None:
     config.add_request_method(push)
     config.add_request_method(publish)
     config.add_request_method(_CachesOfRequest(), "memorized")
+    config.include("pushdemo.web.json_yield")
     config.add_tween("pushdemo.web.config.tween")
     _check_open_files(settings.max_clients)
 

@@ -1,7 +1,7 @@
 """A generator's items as a stream: `json_yield`'s second way to answer.
 
 The items are pulled, one when the client has taken the one before; the session behind it is the same as a poll's, so a
-client that comes back goes on where it was. Runs in one thread at a time: the request's, then whichever worker pulls.
+client that comes back goes on where it was. Threads: one at a time, the request's first, then any worker that pulls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pushdemo.delivery.subscription import Pace, retry_hint
 from pushdemo.topics.message import Message
 from pushdemo.transports import STREAMS, Transport
 from pushdemo.web.push import HEADERS, Clients, admit, content_type, negotiate, stream
-from pushdemo.web.session import FAILED, Answer, Owner, Refused
+from pushdemo.web.session import Answer, Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
 
 JSON = "application/json"
@@ -41,6 +41,7 @@ class ItemStream:
         "_owner",
         "_release",
         "_sessions",
+        "_url",
         "pace",
         "tally",
         "transport",
@@ -50,6 +51,7 @@ class ItemStream:
         self,
         sessions: Sessions,
         owner: Owner,
+        url: str,
         after: int,
         accumulate: bool | int,
         keep: int,
@@ -63,6 +65,7 @@ class ItemStream:
         self._joined = False
         self._sessions = sessions
         self._owner = owner
+        self._url = url  # for the log
         self._after = after
         self._accumulate = accumulate
         self._keep = keep
@@ -89,11 +92,14 @@ class ItemStream:
             self._over = True  # closed meanwhile; or the client comes again and is told what is wrong by the status
             closed = refused.status == 410 and refused.parameter is None
             return self._end() if closed else self.transport.retry(retry_hint())
+        except Exception as error:
+            self._over = True
+            log_failure(error, self._owner, self._url)
+            return self.transport.notice("failing") + self._end()
         if answer.items:
             return self._item(answer)
         self._over = True
-        failing = self.transport.notice("failing") if answer.state == "error" else b""
-        return failing + self._end()
+        return self._end()
 
     def _end(self) -> bytes:
         # With an id: a reader that comes back by itself, and had no item, would begin a new session.
@@ -145,23 +151,22 @@ def respond(
     after: int | None,
     accumulate: bool | int,
 ) -> Response:
-    """The response that streams the items of the owner's session behind the one numbered `after`.
+    """The response that streams the items of the owner's session after the one numbered `after`.
 
-    Raises Refused where a poll would be refused, and where there is nothing to bring but that the generator has failed;
+    Raises Refused where a poll would be refused, the generator's error where there is nothing else to bring, and
     HTTPServiceUnavailable when all places are taken.
     """
     clients: Clients = request.registry["pushdemo.clients"]
     headers = [("Content-Type", content_type(request, transport)), *HEADERS.items(), ("Vary", "Accept")]
-    answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate)
+    # Of a generator that has failed this raises the error, at which an EventSource stays away (HTML section 9.2.2).
+    answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate, origin=request.environ)
     after = answer.given if after is None else after
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
-    if answer.state == "error" and after == answer.given:
-        raise Refused(500, FAILED, count=answer.given)  # section 9.2.2: nor does it after this
     with _refusals_counted(request):
         release = admit(request)
     keep = request.registry["pushdemo.settings"].history
-    body = ItemStream(sessions, owner, after, accumulate, keep, transport, clients.pace, release)
+    body = ItemStream(sessions, owner, request.url, after, accumulate, keep, transport, clients.pace, release)
     return stream(request, body, headers)
 
 

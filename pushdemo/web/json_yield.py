@@ -1,7 +1,7 @@
 """`json_yield`: a generator view, answered one item a request.
 
-Here lives the HTTP side for Pyramid: what the query says, what the answer looks like. Which generator runs, and when it
-is closed, is decided in `generators`. Threads: the functions run in whatever thread serves the request.
+Here lives the HTTP side for Pyramid: what the query says, what the answers and errors look like. Which generator runs,
+and when it is closed, is decided in `sessions`. Threads: the functions run in whatever thread serves the request.
 """
 
 from __future__ import annotations
@@ -9,17 +9,27 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
+from pyramid.config import Configurator
+from pyramid.httpexceptions import HTTPException
+from pyramid.request import Request
+from pyramid.response import Response
+
 from pushdemo.web import itemstream
-from pushdemo.web.session import FAILED, Answer, Owner, Refused
+from pushdemo.web.push import cross_origin
+from pushdemo.web.session import Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
+from pushdemo.web.steps import ViewSteps, step
 
 KEY_LIMIT = 200  # characters
 MAX_LIMIT = 1000  # items in one answer: the session holds them until the next poll
 AFTER_LIMIT = 2**53 - 1  # the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
 PLAIN_ACCEPT = {None, "*/*", "application/json"}  # of nearly all polls; to negotiate costs half as much as to answer
+ALLOWED = "GET, HEAD, OPTIONS, DELETE, POST"
+FAILED = "the generator failed"  # a client learns no more
 REGISTRY_KEY = "pushdemo.generators"
 CLIENTS_KEY = "pushdemo.clients"
 
@@ -58,11 +68,16 @@ def json_yield(
     it as `Last-Event-ID` or in `last_event_id`, and goes on behind it. The last `pushdemo.history` items are kept for
     that, and only the last answer's for polls.
 
-    The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and null. All that fails
-    is "error" with a "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed, kept no longer or
-    in another process, 500 the generator failed, 503 at the limit. Raises TypeError for what is no generator function
-    or no number of items, and ValueError for an `accumulate` below 1, where it decorates; RuntimeError in a request of
-    an application without the add-on.
+    The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and what the generator
+    returns. Items are what JSON carries, or the application's own renderer "json". All that fails is "error" with a
+    "reason": 400 bad query, 405, 409 others wait for this key already, 410 closed or kept no longer, 421 in another
+    process, 503 at the limit. What the generator raises leaves the view, so that the transaction of its request is
+    rolled back and an exception view of the application can answer; otherwise the answer is 500, and a poll that asks
+    again is answered in the same way. The first step runs in the transaction of its request, which then takes one item
+    whatever `max` says; later ones, and all of a stream, have `with request.step() as step:`.
+
+    Raises TypeError for what is no generator function or no number of items, and ValueError for an `accumulate` below
+    1, where it decorates; RuntimeError in a request of an application without the add-on.
     """
     if not isinstance(accumulate, int):
         raise TypeError(f"accumulate={accumulate!r}: must be True, or a number of items, 1 or more")
@@ -80,11 +95,14 @@ def _decorate(function: GeneratorView, *, accumulate: bool | int) -> View:
     @functools.wraps(function)
     def view(*args: Any) -> Any:
         request = _request(args)
-        start = functools.partial(function, *args)
+        view_id = ViewId(function, _object(view, args, request))
         try:
-            return _serve(request, ViewId(function, _object(view, args, request)), start, accumulate)
+            return _serve(request, view_id, functools.partial(function, *args), accumulate)
         except Refused as refused:
             return _refuse(request, refused)
+        except HTTPException as error:
+            error.headers.update(_cross_origin(request))
+            raise
 
     # Pyramid looks at the parameters to decide between (request) and (context, request); it does not unwrap.
     view.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
@@ -133,20 +151,25 @@ def _request(args: tuple[Any, ...]) -> Any:
         raise TypeError(message) from None
 
 
-def _serve(request: Any, view: ViewId, start: Start, accumulate: bool | int) -> Any:
+def _serve(request: Request, view: ViewId, generator: Callable[[], Any], accumulate: bool | int) -> Response:
     sessions = _sessions(request)
+    if request.method == "OPTIONS":
+        return _empty(request, {"Allow": ALLOWED})
     query = _query(request)
     owner = Owner(view, _key(query), request.authenticated_userid)
+    request._pushdemo_owner = owner
     if request.method == "GET":
+        start = functools.partial(_start, request, sessions, owner, generator)
+        if request.environ.get("retry.attempt"):  # pyramid_retry's: the request is made anew from one environ
+            sessions.undo(owner, request.environ, failed=True)
         plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
         transport = None if plain else itemstream.asked_for(request)
-        if transport:
-            after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
-            return itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
-        after = _number(query, "after", 0, AFTER_LIMIT)
-        most = _number(query, "max", 1, MAX_LIMIT)
-        answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate)
-        return _answer(request, answer, owner.key, as_list=most is not None or accumulate is not False)
+        if transport is None:
+            return _poll(request, query, sessions, owner, start, accumulate)
+        after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
+        response = itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
+        response.headers.update(_cross_origin(request))
+        return response
     if request.method == "HEAD":
         return _respond(request, 200, "")  # it must not cost an item
     if request.method == "DELETE" or (request.method == "POST" and query.get("close") == "1"):
@@ -154,14 +177,42 @@ def _serve(request: Any, view: ViewId, start: Start, accumulate: bool | int) -> 
     raise Refused(405, "poll with GET; close with DELETE, or with POST and close=1")
 
 
-def _sessions(request: Any) -> Sessions:
+def _poll(
+    request: Request, query: Any, sessions: Sessions, owner: Owner, start: Start, accumulate: bool | int
+) -> Response:
+    after = _number(query, "after", 0, AFTER_LIMIT)
+    most = _number(query, "max", 1, MAX_LIMIT)
+    environ = request.environ
+    if after is None and environ.get("retry.attempt"):
+        after = environ.get("pushdemo.after")  # the item of the attempt before has not reached the client
+    answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate, origin=environ)
+    if "retry.attempt" in environ:
+        environ["pushdemo.after"] = answer.given - min(len(answer.items), most or 1)
+    content = answer.result
+    if answer.items:
+        as_list = most is not None or accumulate is not False
+        content = f"[{', '.join(answer.items)}]" if as_list else answer.items[0]
+    return _respond(request, 200, _document(answer.state, content, answer.given, owner.key))
+
+
+def _start(request: Request, sessions: Sessions, owner: Owner, generator: Callable[[], Any]) -> ViewSteps:
+    if request.environ.get("tm.active"):
+        # What the first step has done may be rolled back after its answer is made: by a commit that fails, say.
+        transaction = request.tm.get()
+        undo = functools.partial(sessions.undo, owner, request.environ)
+        transaction.addAfterCommitHook(lambda committed: committed or undo())
+        transaction.addAfterAbortHook(undo)
+    return ViewSteps(generator(), request, str(owner.view), sessions.warned)
+
+
+def _sessions(request: Request) -> Sessions:
     sessions: Sessions | None = request.registry.get(REGISTRY_KEY)
     if sessions is None:
         raise RuntimeError('json_yield needs the add-on: call config.include("pushdemo") where the application is made')
     return sessions
 
 
-def _query(request: Any) -> Any:
+def _query(request: Request) -> Any:
     try:
         return request.GET
     except UnicodeDecodeError:
@@ -186,34 +237,23 @@ def _number(query: Any, name: str, least: int, limit: int) -> int | None:
     raise Refused(400, f"{name}={text[:40]}: must be a whole number from {least} to {limit}", parameter=name)
 
 
-def _resumed(request: Any) -> dict[str, str]:
+def _resumed(request: Request) -> dict[str, str]:
     """The id of the last item that a stream has brought, as the reader says it when it comes back."""
     last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id")
     return {"after": last_event_id} if last_event_id else {}
 
 
-def _close(request: Any, sessions: Sessions, owner: Owner) -> Any:
+def _close(request: Request, sessions: Sessions, owner: Owner) -> Response:
     # A form of another site can make a browser send this POST with its cookies; DELETE needs a CORS preflight there.
-    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+    is_foreign = request.headers.get("Sec-Fetch-Site") == "cross-site"
+    if request.method == "POST" and is_foreign and request.headers.get("Origin") not in _origins(request):
         raise Refused(403, "a page of another site must not close this session")
     sessions.forget(owner)
-    response = _respond(request, 204, "")
-    response.content_type = None
-    return response
+    return _empty(request, _HEADERS)
 
 
-def _answer(request: Any, answer: Answer, key: str, *, as_list: bool) -> Any:
-    if answer.state == "error":
-        return _respond(request, 500, _document("error", "null", answer.given, key, reason=FAILED))
-    content = "null"
-    if answer.items:
-        content = f"[{', '.join(answer.items)}]" if as_list else answer.items[0]
-    return _respond(request, 200, _document(answer.state, content, answer.given, key))
-
-
-def _refuse(request: Any, refused: Refused) -> Any:
-    if clients := request.registry.get(CLIENTS_KEY):
-        clients.counters.refused("generator", refused.status)
+def _refuse(request: Request, refused: Refused) -> Response:
+    request.registry[CLIENTS_KEY].counters.refused("generator", refused.status)
     parameter = {"parameter": refused.parameter} if refused.parameter else {}
     try:
         key = request.GET.get("key")
@@ -221,10 +261,12 @@ def _refuse(request: Any, refused: Refused) -> Any:
         key = None
     text = _document("error", "null", refused.count, key, reason=refused.reason, **parameter)
     response = _respond(request, refused.status, text)
+    if refused.status == 421:
+        response.status = "421 Misdirected Request"
     if refused.retry_after is not None:
         response.headers["Retry-After"] = str(refused.retry_after)
     if refused.status == 405:
-        response.headers["Allow"] = "GET, HEAD, DELETE, POST"
+        response.headers["Allow"] = ALLOWED
     return response
 
 
@@ -234,15 +276,69 @@ def _document(state: str, content: str, count: int, key: str | None, **more: str
     return f'{{"state": "{state}", "content": {content}, "count": {count}, "key": {json.dumps(key)}{rest}}}'
 
 
-def _respond(request: Any, status: int, text: str) -> Any:
+def _respond(request: Request, status: int, text: str) -> Response:
     """The request's own response, with what the application has put there, and this body.
 
     Its headers are written as a list: webob's properties would take longer than all else that a poll does here.
     """
     response = request.response
     response.status_int = status
-    body = text.encode("ascii")
+    body = text.encode()
     response.app_iter = [body]
     own = [pair for pair in response.headerlist if pair[0] not in _HEADERS]
     response.headerlist = [*own, *_HEADERS.items(), ("Content-Length", str(len(body)))]
+    if _origins(request):
+        response.headers.update(_cross_origin(request))
     return response
+
+
+def _empty(request: Request, headers: Mapping[str, str]) -> Response:
+    response = request.response
+    response.status_int = 204
+    response.headers.update({**headers, **_cross_origin(request)})
+    response.content_type = None
+    return response
+
+
+def _origins(request: Request) -> Sequence[str]:
+    origins: Sequence[str] = request.registry[CLIENTS_KEY].origins
+    return origins
+
+
+def _cross_origin(request: Request) -> dict[str, str]:
+    """The CORS headers of an answer."""
+    origins = _origins(request)
+    return {"Vary": "Accept, Origin", **cross_origin(request, origins, ALLOWED)} if origins else {}
+
+
+class GeneratorFailed:
+    """View predicate: whether the exception has left a `json_yield` view, or its transaction."""
+
+    def __init__(self, value: bool, config: Configurator) -> None:
+        self._value = value
+
+    def text(self) -> str:
+        return f"json_yield_failed = {self._value}"
+
+    phash = text
+
+    def __call__(self, context: Any, request: Request) -> bool:
+        return ("_pushdemo_owner" in vars(request)) is self._value
+
+
+def answer_failure(error: Exception, request: Request) -> Response:
+    """Exception view: 500 as JSON, which tells nothing of the inside; the log has the rest."""
+    owner: Owner = request._pushdemo_owner
+    retry = sys.modules.get("pyramid_retry")
+    if retry is None or not retry.is_error_retryable(request, error):
+        log_failure(error, owner, request.url)
+    request.registry[CLIENTS_KEY].counters.refused("generator", 500)
+    count = _sessions(request).count(owner)
+    return _respond(request, 500, _document("error", "null", count, owner.key, reason=FAILED))
+
+
+def includeme(config: Configurator) -> None:
+    """Add `request.step()`, and the exception view that answers for generators where the application has none."""
+    config.add_request_method(step)
+    config.add_view_predicate("json_yield_failed", GeneratorFailed)
+    config.add_exception_view(answer_failure, context=Exception, json_yield_failed=True)

@@ -54,7 +54,7 @@ def push(request: Request, *names: str) -> Response:
     """
     clients: Clients = request.registry["pushdemo.clients"]
     headers = dict(HEADERS, Vary="Accept, Origin" if clients.origins else "Accept")
-    headers |= _cross_origin(request, clients.origins)
+    headers |= cross_origin(request, clients.origins, "GET, HEAD")
     if request.method == "OPTIONS":
         return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
     try:
@@ -150,7 +150,7 @@ def content_type(request: Request, kind: Kind) -> str:
     return acceptable[0][0] if acceptable else kind.response_type
 
 
-def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
+def cross_origin(request: Request, origins: Sequence[str], methods: str) -> dict[str, str]:
     """The headers that let a page of another origin read the response (Fetch standard, section 3.2, CORS protocol)."""
     origin = request.headers.get("Origin")
     if not origin or not ("*" in origins or origin in origins):
@@ -158,7 +158,7 @@ def _cross_origin(request: Request, origins: Sequence[str]) -> dict[str, str]:
     headers = {"Access-Control-Allow-Origin": "*" if "*" in origins else origin}
     headers["Access-Control-Expose-Headers"] = "Retry-After"
     if request.method == "OPTIONS":
-        headers["Access-Control-Allow-Methods"] = "GET, HEAD"
+        headers["Access-Control-Allow-Methods"] = methods
         headers["Access-Control-Allow-Headers"] = "Cache-Control, Last-Event-ID"
         headers["Access-Control-Max-Age"] = "86400"
     return headers

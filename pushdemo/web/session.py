@@ -1,26 +1,21 @@
-"""One client's running generator: its items as JSON, what of them can be given again, and its end.
+"""One client's running generator: which of its items can be given again, and how it ends.
 
-Here lives what a session does when it is its turn; who gets the turn, and how long a session lives, is `generators`.
-No import but the standard library. Threads: whichever holds the session's `turn`, one at a time.
+Here lives what a session does in its turn; who gets the turn, and how long a session lives, is `sessions`. No import
+but the standard library. Threads: whichever holds the session's `turn`, one at a time.
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Hashable
 from contextvars import Context, copy_context
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 log = logging.getLogger(__name__)
-
-# What failed is in the log; a client learns that it failed and nothing more.
-FAILED = "the generator failed"
-
-# NaN and Infinity are no JSON (RFC 8259, section 6), and no browser reads them.
-_encode = json.JSONEncoder(allow_nan=False).encode
 
 
 class Refused(Exception):
@@ -48,13 +43,36 @@ class Owner(NamedTuple):
     key: str
     user: Hashable
 
+    @property
+    def name(self) -> str:
+        """The session's name among processes, which tells nothing of the key or the user."""
+        return hashlib.sha256(repr((str(self.view), self.key, self.user)).encode()).hexdigest()
+
+
+class Steps(Protocol):
+    """A generator that is run step by step, by one thread at a time. Its `str` says which, in the log."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the call that has run this step can run no other, since it answers for one as a whole."""
+
+    def __next__(self) -> str:
+        """Return the next item as JSON; raise StopIteration, with the return value as JSON or None, at the end."""
+
+    def close(self) -> None:
+        """Close the generator: its `finally` runs in this thread."""
+
 
 class Answer(NamedTuple):
-    """What a call gets: `items` are JSON texts, none when the generator has ended; `given` numbers the last of them."""
+    """What a call gets: `items` are JSON texts, `given` is the number of the last of them.
 
-    state: Literal["ready", "done", "error"]
+    There are none where the generator has ended ("done"): `result` is then its return value, as JSON.
+    """
+
+    state: Literal["ready", "done"]
     items: tuple[str, ...]
     given: int
+    result: str = "null"
 
 
 class Session:
@@ -64,22 +82,28 @@ class Session:
         "context",
         "count",
         "counted",
+        "error",
         "forgotten",
-        "generator",
         "idle_since",
         "kept",
+        "name",
+        "origin",
         "owner",
-        "state",
+        "result",
+        "steps",
         "turn",
     )
 
-    def __init__(self, owner: Owner, generator: Generator[Any, Any, Any], accumulate: bool | int) -> None:
-        self.owner = owner  # never changes
+    def __init__(self, owner: Owner, steps: Steps, accumulate: bool | int, origin: object = None) -> None:
+        self.owner = owner  # never changes, as the next two
+        self.name = ""  # among processes; empty where they do not know of each other
+        self.origin = origin  # the request that began it, told apart by identity
         self.turn = threading.Lock()  # who holds it may run, read or close the generator
-        self.generator: Generator[Any, Any, Any] | None = generator  # None: it has ended
+        self.steps: Steps | None = steps  # None: the generator has ended
         # The generator runs in the context (PEP 567) of the call that began it, whichever thread runs it.
         self.context = copy_context()
-        self.state: Literal["ready", "done", "error"] = "ready"
+        self.result = "null"  # what the generator has returned, as JSON
+        self.error: Exception | None = None  # what has ended the generator, as `copied` keeps it
         self.count = 0  # items given so far
         # The texts that can be given again: those of the last pull, of more for a stream, or what the view accumulates.
         self.kept: tuple[str, ...] | deque[str] = ()
@@ -90,20 +114,32 @@ class Session:
         self.forgotten = False  # becomes true once, under the lock of Sessions; any thread reads it
 
     def pull(self, most: int, keep: int, timeout: float, clock: Callable[[], float]) -> None:
-        """Run the generator for up to `most` items, and keep their texts.
+        """Run the generator for up to `most` items, and keep the last `keep` items, or those of this call if more.
 
         It is run for another one only where that would come within `timeout` seconds if it took as long as the longest
-        before. Of the texts kept so far, as many stay as make `keep` with the new ones.
+        before. Raises what the generator raises, if it has given no item before; otherwise the next call does.
         """
+        if self.error is not None:
+            raise copied(self.error)
         pulled: list[str] = []
+        steps = self.steps
         before, longest = clock(), 0.0
         deadline = before + timeout
-        while len(pulled) < most and (text := self._step()) is not None:
-            pulled.append(text)
-            now = clock()
-            before, longest = now, max(longest, now - before)
-            if self.forgotten or now + longest >= deadline:
-                break
+        try:
+            while len(pulled) < most and (text := self._step()) is not None:
+                pulled.append(text)
+                now = clock()
+                before, longest = now, max(longest, now - before)
+                if self.forgotten or now + longest >= deadline or (steps and steps.is_alone):
+                    break
+        except Exception:
+            if not pulled:
+                raise
+            log.exception("json_yield: %s failed; its session has ended", steps)
+        finally:
+            self._keep(pulled, keep)
+
+    def _keep(self, pulled: list[str], keep: int) -> None:
         self.count += len(pulled)
         if isinstance(self.kept, deque):
             self.kept.extend(pulled)
@@ -111,9 +147,9 @@ class Session:
             self.kept = (*self.kept[max(0, len(self.kept) + len(pulled) - keep) :], *pulled)
 
     def answer(self, after: int, most: int) -> Answer:
-        """What is kept of the items after the one numbered `after`; raises Refused, 410, where the next one is not."""
+        """Return the kept items after the one numbered `after`; raise Refused, 410, where the next one is not kept."""
         if after == self.count:
-            return Answer(self.state, (), self.count)
+            return Answer("ready" if self.steps else "done", (), self.count, self.result)
         if isinstance(self.kept, deque):
             return Answer("ready", tuple(self.kept), self.count)
         first = self.count - len(self.kept)
@@ -124,45 +160,62 @@ class Session:
         return Answer("ready", items, after + len(items))
 
     def shut(self) -> None:
-        """Close the generator: its `finally` runs in this thread. What it raises goes to the log and no further."""
-        if self.generator is None:
+        """Close the generator in this thread. What its `finally` raises is logged."""
+        if self.steps is None:
             return
         try:
-            self.context.run(self.generator.close)
+            self.context.run(self.steps.close)
         except BaseException:
-            log.exception("json_yield: %s failed while it was being closed", self.owner.view)
-        self._end("done")
+            log.exception("json_yield: %s failed while it was being closed", self.steps)
+        self._end()
 
     def _step(self) -> str | None:
-        """The next item's text; None at the end, which is then `done` or `error`."""
-        if self.generator is None:
+        """Return the next item; None at the end. Raises what the generator raises, which ends the session."""
+        if self.steps is None:
             return None
         try:
-            item = self.context.run(next, self.generator)
-        except StopIteration:
-            self._end("done")
+            return self.context.run(next, self.steps)
+        except StopIteration as stop:
+            self.result = stop.value or "null"
+            self._end()
             return None
-        except (Exception, GeneratorExit):
-            log.exception("json_yield: %s failed; its session has ended", self.owner.view)
-            self._end("error")
-            return None
-        except BaseException:  # the process is told to stop; the generator is finished all the same
-            self._end("error")
+        except BaseException as error:
+            self.shut()  # it is still open where it was its item that failed
+            self.error = copied(error)
+            if isinstance(error, GeneratorExit):  # to those who call this it would mean the end of themselves
+                raise self.error from error
             raise
-        return self._text(item)
 
-    def _text(self, item: Any) -> str | None:
-        try:
-            return _encode(item)
-        except Exception as error:
-            log.error(
-                "json_yield: %s yielded what JSON cannot carry (%s); its session has ended", self.owner.view, error
-            )
-        self.shut()
-        self._end("error")
-        return None
-
-    def _end(self, state: Literal["done", "error"]) -> None:
-        self.generator = None
+    def _end(self) -> None:
+        self.steps = None
         self.context = Context()  # lets go of what the old one held
-        self.state = state
+
+
+def log_failure(error: Exception, owner: Owner, url: str) -> None:
+    """Log an error that a call has raised; not again where it is one of an earlier call."""
+    if AGAIN not in getattr(error, "__notes__", ()):
+        log.error(
+            "json_yield: %s failed; its session has ended. Key %r, %s", owner.view, owner.key, url, exc_info=error
+        )
+
+
+AGAIN = "json_yield: an earlier call has raised this error; its session has ended"
+
+
+def copied(error: BaseException) -> Exception:
+    """Return what later calls raise: a copy of `error` without its traceback, which would keep the first call's frames.
+
+    SystemExit and the like, which are for the first call's thread alone, become a RuntimeError.
+    """
+    if not isinstance(error, Exception):
+        return RuntimeError(f"the generator has ended with {type(error).__name__}")
+    try:
+        made: Exception = copy.copy(error)
+    except Exception:  # its __init__ takes other arguments than its `args`
+        made = type(error).__new__(type(error))
+    made.args = error.args
+    # A Pyramid HTTP exception is a response: whoever adds a header to the copy must not add it to the other.
+    made.__dict__.update({name: list(value) if type(value) is list else value for name, value in vars(error).items()})
+    if AGAIN not in getattr(made, "__notes__", ()):
+        made.add_note(AGAIN)
+    return made

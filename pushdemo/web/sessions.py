@@ -1,12 +1,17 @@
 """The generator sessions of an application: whose turn it is, who may still begin, and when a session's life ends.
 
-Here lives the store and its one sweeper thread; what a session does in its turn is `session`, HTTP is `yielding`.
-No import but the standard library. Threads: any thread calls the public methods. A generator runs in the thread whose
-`take` has its turn, and is closed by the sweeper thread, which exists only while sessions do.
+Here lives the store; what a session does in its turn is `session`, HTTP is `json_yield`. Standard library only.
 
-    begun --take--> idle <--take--> running --the generator ends--> ended --timeout--> forgotten
+    begun --take--> idle <--take--> running --the generator ends--> ended --timeout, forget--> forgotten
                      |                 |
-                     +-timeout, forget-+-forget, close--> retired --the sweeper closes it--> forgotten
+                     +-timeout, forget-+-forget, close--> retired --a thread closes it--> forgotten
+
+Threads: any thread calls the public methods, and a generator runs in the thread whose `take` has its turn. Two kinds of
+thread exist only while they have something to do: one sweeper, which forgets what is idle, and up to CLOSERS that close
+retired generators, so that one slow `finally` does not hold up the others.
+
+Where processes know of each other (`Ownership`), a session is this process's from before its generator begins until it
+is forgotten; the sweeper renews that. No lock is held while it is asked for.
 """
 
 from __future__ import annotations
@@ -16,16 +21,44 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
 
-from pushdemo.web.session import Answer, Owner, Refused, Session
+from pushdemo import forking
+from pushdemo.web.session import Answer, Owner, Refused, Session, Steps
 
 log = logging.getLogger(__name__)
 
-Start = Callable[[], Generator[Any, Any, Any]]
+CLOSERS = 8  # threads that close generators at once
+RENEWAL = 1.0  # seconds between two renewals of what this process owns
+
+Start = Callable[[], Steps]
 
 _CLOSED = "this session was closed"
+_ELSEWHERE = (
+    "this session lives in another process: ask again, since a balancer may send the next request there; a site with "
+    "several processes should have all requests with one key sent to one of them"
+)
+
+
+class Ownership(Protocol):
+    """Which process has a session, by the session's name. Raises ConnectionError where that cannot be known now."""
+
+    def claim(self, name: str) -> bool:
+        """Make the session this process's; False where it is another's."""
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Return whether the session is another process's."""
+
+    def renew(self, names: Sequence[str]) -> list[str]:
+        """Keep the sessions this process's; return those that it has to close, or that are another's by now."""
+
+    def release(self, names: Sequence[str]) -> None:
+        """Give up this process's sessions."""
+
+    def close(self, name: str) -> None:
+        """Have the process that has the session close it."""
 
 
 class Sessions:
@@ -46,6 +79,7 @@ class Sessions:
         batch_timeout: float = 25.0,
         turn_timeout: float = 5.0,
         waiters: int = 2,
+        ownership: Ownership | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.timeout = timeout  # never changes
@@ -53,17 +87,25 @@ class Sessions:
         self._batch_timeout = batch_timeout
         self._turn_timeout = turn_timeout
         self._waiters = waiters
+        self._ownership = ownership
         self._clock = clock
+        self.warned: set[str] = set()  # names of views, see ViewSteps; any thread adds
+        self._begin_empty()
+        forking.call_in_child(self._begin_empty)  # the parent's generators are the parent's
+
+    def _begin_empty(self) -> None:
         # This lock owns every field below. It is never held while a generator runs or is closed.
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # there is more for the sweeper, or one generator less open
+        self._changed = threading.Condition(self._lock)  # there is less for the sweeper, or one generator less open
         self._live: OrderedDict[Owner, Session] = OrderedDict()  # longest idle first
         self._ended: OrderedDict[Owner, Session] = OrderedDict()  # the same, `limit` at most
-        self._retired: deque[Session] = deque()  # in no dict any more, their turn held, for the sweeper to close
+        self._retired: deque[Session] = deque()  # in no dict any more, their turn held, for a closer
         self._open = 0  # generators neither ended nor closed
         self._waiting = 0
         self._stopping = False
         self._sweeper: threading.Thread | None = None
+        self._closers = 0
+        self._renewal = 0.0  # when this process's sessions are to be renewed; the sweeper's
 
     def take(
         self,
@@ -74,18 +116,20 @@ class Sessions:
         most: int = 1,
         accumulate: bool | int = False,
         keep: int = 0,
+        origin: object = None,
     ) -> Answer:
-        """The next item of the owner's session, or up to `most` of them.
+        """Return the next item of the owner's session, or up to `most` of them.
 
-        `start()` makes a new session's generator; with None a session that is not there any more was closed.
-        With `most=0` nothing is taken: the answer says how many items the session has given, and whether it has ended.
-        `after` is the number of items that the client has: what follows is given, again if it was given before.
-        Without it the next item is taken, and a session that has ended begins anew. Blocks while the generator runs.
-        What can be given again is what the last call took, or the last `keep` items if they are more.
-        Raises Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for what is kept no
-        longer, for a session closed meanwhile and for one that is not here, 503 at the limit and while stopping.
+        `start()` makes a new session's generator for the request `origin`; with None a session that is not there any
+        more was closed. With `most=0` nothing is taken: the answer says how many items the session has given, and
+        whether it has ended. `after` is the number of items that the client has: what follows is given, again if it was
+        given before. Without it the next item is taken, and a session that has ended begins anew. Blocks while the
+        generator runs. What can be given again is what the last call took, or the last `keep` items if they are more.
+        Raises what the generator raises, also to those who ask again. Raises Refused: 400 for `after` beyond the count,
+        409 when the turn does not come, 410 for what is kept no longer, for a session closed meanwhile and for one that
+        is not here, 421 for one that is another process's, 503 at the limit and while stopping.
         """
-        session = self._claim(owner, start, after, accumulate)
+        session = self._claim(owner, start, after, accumulate, origin)
         try:
             after = session.count if after is None else after
             if after > session.count:
@@ -98,39 +142,59 @@ class Sessions:
         finally:
             self._release(session)
 
-    def forget(self, owner: Owner) -> bool:
-        """End the owner's session, if there is one; returns whether. Waits for nothing: what runs ends at its yield."""
+    def count(self, owner: Owner) -> int:
+        """Return how many items the owner's session has given; 0 where there is none."""
         with self._lock:
-            ended = self._ended.pop(owner, None)
-            session = self._live.pop(owner, None)
-            if session is not None:
-                self._retire(session)
-        return bool(session or ended)
+            session = self._find(owner, 0)
+            return session.count if session else 0
+
+    def forget(self, owner: Owner) -> bool:
+        """End the owner's session, if there is one; returns whether. Waits for nothing: what runs ends at its yield.
+
+        One that is not here is closed by the process that has it.
+        """
+        with self._lock:
+            session = self._find(owner, 0)
+            self._drop(owner)
+        if session is not None:
+            self._give_up([session.name])
+        elif self._ownership:
+            with suppress(ConnectionError):
+                self._ownership.close(owner.name)
+        return session is not None
+
+    def undo(self, owner: Owner, origin: object, *, failed: bool = False) -> None:
+        """Forget the owner's session if the request `origin` began it: what that has done is rolled back.
+
+        One that has failed is forgotten only where `failed`; otherwise it tells of its error.
+        """
+        with self._lock:
+            session = self._find(owner, 0)
+            if session is None or session.origin is not origin or (session.error and not failed):
+                return
+            self._drop(owner)
+        self._give_up([session.name])
 
     def sweep(self) -> None:
-        """Forget what was idle for too long and close, one after the other, the generators of what is forgotten.
-
-        The sweeper thread calls it; each generator's `finally` runs in here.
-        """
-        while True:
-            with self._lock:
-                self._expire()
-                if not self._retired:
-                    return
-                session = self._retired.popleft()
-            session.shut()
-            self._release(session)
+        """Forget what was idle for too long, and renew what is kept, if that is due. The sweeper thread calls it."""
+        with self._lock:
+            expired = self._expire()
+        self._give_up(expired)
+        if self._ownership and self._clock() >= self._renewal:
+            self._renewal = self._clock() + RENEWAL
+            self._renew(self._ownership)
 
     def close(self, timeout: float = 5.0) -> int:
         """End all sessions and begin no more; waits up to `timeout`, returns how many generators are still open."""
         with self._lock:
             self._stopping = True
-            self._ended.clear()
-            while self._live:
-                self._retire(self._live.popitem()[1])
+            names = self._names()
+            for owner in [*self._live, *self._ended]:
+                self._drop(owner)
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._open, timeout)
             left = self._open
+        self._give_up(list(names))
         if left:
             log.warning("json_yield: %d generators still open %g s after they were told to stop", left, timeout)
         return left
@@ -140,66 +204,128 @@ class Sessions:
         with self._lock:
             return {"open": self._open, "ended": len(self._ended), "waiting": self._waiting}
 
-    def _claim(self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int) -> Session:
-        """The owner's session with its turn; a new one where there is none."""
+    def _renew(self, ownership: Ownership) -> None:
         with self._lock:
-            session = self._live.get(owner)
-            if session is None and after is not None:
-                session = self._ended.get(owner)
-            if session is None:
-                session = self._begin(owner, start, after, accumulate)
-            if session.turn.acquire(blocking=False):
-                return session
-            if self._waiting >= self._waiters:
-                raise _busy(session)
-            self._waiting += 1
+            names = self._names()
+        if names:
+            with suppress(ConnectionError):
+                lost = ownership.renew(list(names))
+                with self._lock:
+                    for name in lost:
+                        self._drop(names[name])
+
+    def _names(self) -> dict[str, Owner]:
+        """Locked. The sessions by name."""
+        return {session.name: owner for store in (self._live, self._ended) for owner, session in store.items()}
+
+    def _claim(
+        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object
+    ) -> Session:
+        """Return the owner's session with its turn; a new one where there is none."""
+        with self._lock:
+            session = self._find(owner, after)
+            has_turn = session is not None and self._try_turn(session)
+        if session is None:
+            session, has_turn = self._begin(owner, start, after, accumulate, origin)
+        if has_turn:
+            return session
         try:
-            got = session.turn.acquire(timeout=self._turn_timeout)
+            has_turn = session.turn.acquire(timeout=self._turn_timeout)
         finally:
             with self._lock:
                 self._waiting -= 1
-        if not got:
+        if not has_turn:
             raise _busy(session)
         return session
 
-    def _begin(self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int) -> Session:
-        if self._stopping:
-            raise _stopping()
+    # Of the following, those with "Locked" are called under the lock.
+
+    def _find(self, owner: Owner, after: int | None) -> Session | None:
+        """Locked. The owner's session; one that has ended only for a client that says what it has."""
+        session = self._live.get(owner)
+        return self._ended.get(owner) if session is None and after is not None else session
+
+    def _try_turn(self, session: Session) -> bool:
+        """Locked. Whether the turn could be had at once; otherwise the caller is among those who wait for theirs."""
+        if session.turn.acquire(blocking=False):
+            return True
+        if self._waiting >= self._waiters:
+            raise _busy(session)
+        self._waiting += 1
+        return False
+
+    def _begin(
+        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object
+    ) -> tuple[Session, bool]:
+        """A new session, or the one that another thread has begun meanwhile; and as `_try_turn`."""
+        if start is None:
+            raise self._stopped() or Refused(410, _CLOSED)
+        name = ""
+        if self._ownership:
+            with self._lock:
+                self._check_room(None)
+            name = owner.name
+            if self._is_elsewhere(name, claim=not after):
+                raise Refused(421, _ELSEWHERE)
+        try:
+            with self._lock:
+                session = self._find(owner, after)
+                if session is None:
+                    self._check_room(after)
+                    session = self._live[owner] = Session(owner, start(), accumulate, origin)
+                    session.name = name
+                    session.idle_since = self._clock()
+                    self._ended.pop(owner, None)
+                    self._open += 1
+                    self._start_sweeper()
+                return session, self._try_turn(session)
+        except BaseException:
+            with self._lock:
+                unused = self._find(owner, 0) is None
+            if unused and not after:
+                self._give_up([name])
+            raise
+
+    def _is_elsewhere(self, name: str, *, claim: bool) -> bool:
+        """Whether another process has the session; else it is this one's, if that is to be."""
+        assert self._ownership
+        try:
+            return not self._ownership.claim(name) if claim else self._ownership.is_elsewhere(name)
+        except ConnectionError:
+            return False  # each process for itself, as without Redis
+
+    def _check_room(self, after: int | None) -> None:
+        """Locked. Raise Refused where no session may begin."""
+        if stopped := self._stopped():
+            raise stopped
         if after:
             raise _beyond(after, 0)
-        if start is None:
-            raise Refused(410, _CLOSED)
         if self._open >= self._limit:
             reason = f"{self._limit} generator sessions are open, which is the limit"
             raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
+
+    def _start_sweeper(self) -> None:
+        """Locked."""
         if self._sweeper is None:
-            sweeper = threading.Thread(target=self._run, name="pushdemo-generators", daemon=True)
+            sweeper = threading.Thread(target=self._sweep_on, name="pushdemo-generators", daemon=True)
             sweeper.start()
             self._sweeper = sweeper
-        elif not self._live and not self._ended:
-            self._changed.notify_all()  # the sweeper waits without an end
-        session = Session(owner, start(), accumulate)
-        session.idle_since = self._clock()
-        self._ended.pop(owner, None)
-        self._live[owner] = session
-        self._open += 1
-        return session
 
     def _release(self, session: Session) -> None:
+        """Give the turn back."""
         with self._lock:
             session.idle_since = self._clock()
-            if session.generator is None:
+            if session.steps is None:
                 self._settle(session)
             elif session.forgotten:
-                self._retired.append(session)  # with its turn
-                self._changed.notify_all()
+                self._close_soon(session)  # with its turn
                 return
-            else:
+            elif self._live.get(session.owner) is session:  # not so in a process that the generator has forked
                 self._live.move_to_end(session.owner)
             session.turn.release()
 
     def _settle(self, session: Session) -> None:
-        """Count a generator that is open no more, and keep its session where `after` finds it, if it is remembered."""
+        """Locked. Count an ended generator as open no more, and remember its session, unless it is forgotten."""
         if session.counted:
             session.counted = False
             self._open -= 1
@@ -214,44 +340,71 @@ class Sessions:
         elif self._ended.get(session.owner) is session:
             self._ended.move_to_end(session.owner)
 
-    def _retire(self, session: Session) -> None:
-        """Have a session closed that is in no dict any more: by the sweeper now, or after the step that runs."""
-        session.forgotten = True
-        if session.turn.acquire(blocking=False):
-            self._retired.append(session)
-            self._changed.notify_all()
+    def _drop(self, owner: Owner) -> None:
+        """Locked. Forget the owner's session; its generator is closed now, or after the step that runs."""
+        self._ended.pop(owner, None)
+        session = self._live.pop(owner, None)
+        if session is not None:
+            session.forgotten = True
+            if session.turn.acquire(blocking=False):
+                self._close_soon(session)
 
-    def _expire(self) -> None:
+    def _close_soon(self, session: Session) -> None:
+        """Locked. Have a generator closed whose turn the caller has."""
+        self._retired.append(session)
+        if self._closers < CLOSERS:
+            threading.Thread(target=self._close_retired, name="pushdemo-generators-close", daemon=True).start()
+            self._closers += 1
+
+    def _close_retired(self) -> None:
+        while True:
+            with self._lock:
+                if not self._retired:
+                    self._closers -= 1
+                    return
+                session = self._retired.popleft()
+            session.shut()
+            self._release(session)
+
+    def _expire(self) -> list[str]:
+        """Locked. Forget what was idle for too long; returns the names."""
         now = self._clock()
-        while self._ended and _first(self._ended).idle_since + self.timeout <= now:
-            self._ended.popitem(last=False)
-        while self._live and _first(self._live).idle_since + self.timeout <= now:
-            session = _first(self._live)
-            if session.turn.locked():  # it runs, so it is not idle before now
-                session.idle_since = now
-                self._live.move_to_end(session.owner)
-            else:
-                del self._live[session.owner]
-                self._retire(session)
+        expired = []
+        for store in (self._ended, self._live):
+            while store and (session := _first(store)).idle_since + self.timeout <= now:
+                if session.turn.locked():  # somebody uses it, so it is not idle before now
+                    session.idle_since = now
+                    store.move_to_end(session.owner)
+                else:
+                    expired.append(session.name)
+                    self._drop(session.owner)
+        return expired
 
     def _pause(self, *stores: OrderedDict[Owner, Session]) -> float | None:
-        """Seconds until one of their sessions has been idle for too long, 0 at least; None without sessions."""
+        """Locked. Seconds until one of their sessions has been idle for too long, 0 at least; None without sessions."""
         idle_since = [_first(store).idle_since for store in stores if store]
         return max(0.0, min(idle_since) + self.timeout - self._clock()) if idle_since else None
 
-    def _run(self) -> None:
+    def _sweep_on(self) -> None:
         while True:
             self.sweep()
             with self._lock:
-                if not self._open and not self._ended:
+                pause = self._pause(self._live, self._ended)
+                if pause is None:
                     self._sweeper = None
                     return
-                if not self._retired:
-                    pause = self._pause(self._live, self._ended)
-                    self._changed.wait(None if pause is None else min(pause, threading.TIMEOUT_MAX))
+                self._changed.wait(min(pause, RENEWAL if self._ownership else threading.TIMEOUT_MAX))
+
+    def _give_up(self, names: Sequence[str]) -> None:
+        if self._ownership and names:
+            with suppress(ConnectionError):  # then they expire
+                self._ownership.release(names)
+
+    def _stopped(self) -> Refused | None:
+        return Refused(503, "the server is stopping", retry_after=5) if self._stopping else None
 
     def _closed(self, session: Session) -> Refused:
-        return _stopping() if self._stopping else Refused(410, _CLOSED, count=session.count)
+        return self._stopped() or Refused(410, _CLOSED, count=session.count)
 
 
 def _first(store: OrderedDict[Owner, Session]) -> Session:
@@ -260,10 +413,6 @@ def _first(store: OrderedDict[Owner, Session]) -> Session:
 
 def _busy(session: Session) -> Refused:
     return Refused(409, "another call is running this session's generator", count=session.count, retry_after=1)
-
-
-def _stopping() -> Refused:
-    return Refused(503, "the server is stopping", retry_after=5)
 
 
 def _beyond(after: int, count: int) -> Refused:

@@ -27,6 +27,7 @@ REASONS = {
     ("generator", 406): "no transport that the client takes",
     ("generator", 409): "another call runs the session's generator",
     ("generator", 410): "no such session: closed, idle for too long, or in another process",
+    ("generator", 421): "the session is another process's",
     ("generator", 500): "the generator has failed",
     ("generator", 503): "no session left (pushdemo.generators.limit), no place for its stream, or the server stops",
 }

@@ -83,6 +83,27 @@ SELF: list[Any] = []
 SELF.append(SELF)
 
 
+class Texts:
+    """A generator's items as JSON, as Sessions run it."""
+
+    is_alone = False
+
+    def __init__(self, generator: Items) -> None:
+        self.generator = generator
+
+    def __next__(self) -> str:
+        try:
+            return json.dumps(next(self.generator), allow_nan=False)
+        except StopIteration as stop:
+            raise StopIteration(stop.value and json.dumps(stop.value)) from None
+
+    def __str__(self) -> str:
+        return "view"
+
+    def close(self) -> None:
+        self.generator.close()
+
+
 def owner(key: str = "key", view: str = "view", user: str | None = None) -> Owner:
     return Owner(view, key, user)
 
@@ -121,13 +142,13 @@ def take(
     sessions: Sessions, start: Callable[[], Items], key: str = "key", **options: Any
 ) -> tuple[str, list[Any], int]:
     """What a call gets, its items as values."""
-    answer = sessions.take(owner(key), start, **options)
+    answer = sessions.take(owner(key), lambda: Texts(start()), **options)
     return answer.state, [json.loads(item) for item in answer.items], answer.given
 
 
 def refused(sessions: Sessions, start: Callable[[], Items], key: str = "key", **options: Any) -> Refused:
     with pytest.raises(Refused) as caught:
-        sessions.take(owner(key), start, **options)
+        sessions.take(owner(key), lambda: Texts(start()), **options)
     return caught.value
 
 
@@ -144,7 +165,7 @@ def test_two_keys_two_views_and_two_users_have_a_generator_each(sessions: Sessio
     source = Source()
     owners = [owner("a"), owner("b"), owner("a", view="other"), owner("a", user="ann"), owner("a", user="ben")]
     for each in owners:
-        assert sessions.take(each, source).items == ("1",)
+        assert sessions.take(each, lambda: Texts(source())).items == ("1",)
     assert source.begun == len(owners)
 
 
@@ -299,50 +320,109 @@ def test_the_last_items_are_kept_where_that_is_asked_for(sessions: Sessions) -> 
     assert refused(sessions, source, after=10).status == 410
 
 
-def test_a_batch_that_fails_gives_what_it_has_and_then_the_error(sessions: Sessions) -> None:
-    def failing() -> Items:
-        yield 1
-        raise ValueError("secret")
-
-    assert take(sessions, failing, most=5) == ("ready", [1], 1)
-    assert take(sessions, failing, most=5, after=1) == ("error", [], 1)
-
-
-# Failure
-
-
-def test_a_generator_that_fails_is_an_error_told_again_and_logged_once(
+def test_a_batch_that_fails_gives_what_it_has_and_then_the_error(
     sessions: Sessions, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing() -> Items:
         yield 1
         raise ValueError("secret")
 
-    take(sessions, failing)
-    assert [take(sessions, failing, after=1) for _ in range(3)] == [("error", [], 1)] * 3
+    assert take(sessions, failing, most=5) == ("ready", [1], 1)
+    with pytest.raises(ValueError, match="secret"):
+        take(sessions, failing, most=5, after=1)
     (record,) = caplog.records
-    assert "view" in record.getMessage()
-    assert record.exc_info is not None
-    assert record.exc_info[0] is ValueError
+    assert record.getMessage() == "json_yield: view failed; its session has ended"
+    assert record.exc_info
 
 
-@pytest.mark.parametrize("item", [float("nan"), float("inf"), {1, 2}, b"bytes", object(), {(1, 2): 3}, SELF])
-def test_what_json_cannot_carry_ends_the_session_and_names_the_view(
-    sessions: Sessions, caplog: pytest.LogCaptureFixture, item: object
-) -> None:
+# Failure
+
+
+class OfTwoPartsError(Exception):
+    """An exception that cannot be made from its `args` alone."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("secret"), KeyError("name"), OSError(2, "none", "file"), OfTwoPartsError(7, "parts")]
+)
+def test_who_asks_a_generator_that_has_failed_gets_an_error_of_his_own(sessions: Sessions, error: Exception) -> None:
+    def failing() -> Items:
+        yield 1
+        raise error
+
+    take(sessions, failing)
+    caught = []
+    for _ in range(3):
+        with pytest.raises(type(error)) as found:
+            take(sessions, failing, after=1)
+        caught.append(found.value)
+    assert caught[0] is error
+    assert len({id(each) for each in caught}) == 3
+    assert {str(each) for each in caught} == {str(error)}
+    assert {getattr(each, "code", None) for each in caught} == {getattr(error, "code", None)}
+    assert not hasattr(error, "__notes__"), "the first is raised as it was"
+    assert "an earlier call has raised this error" in caught[1].__notes__[0]
+    assert len(caught[2].__notes__) == 1
+    assert take(sessions, failing, after=0) == ("ready", [1], 1)
+
+
+def test_an_error_that_is_kept_keeps_nothing_of_the_call_that_met_it(sessions: Sessions) -> None:
+    class Big:
+        pass
+
+    held: list[weakref.ref[Big]] = []
+
+    def failing() -> Items:
+        local = Big()
+        held.append(weakref.ref(local))
+        yield from ()
+        raise ValueError(str(local))
+
+    with pytest.raises(ValueError, match="Big"):
+        take(sessions, failing, after=0)
+    gc.collect()
+    assert held[0]() is None
+
+
+def test_a_failure_after_the_yield_closes_the_generator(sessions: Sessions) -> None:
     closed = threading.Event()
 
     def yields_it() -> Items:
         try:
-            yield item
+            yield {1, 2}
         finally:
             closed.set()
 
-    assert take(sessions, yields_it, after=0) == ("error", [], 0)
-    assert take(sessions, yields_it, after=0) == ("error", [], 0)
-    assert closed.is_set()
-    (record,) = caplog.records
-    assert "view yielded what JSON cannot carry" in record.getMessage()
+    for _ in range(2):
+        with pytest.raises(TypeError, match="JSON"):
+            take(sessions, yields_it, after=0)
+        assert closed.is_set()
+    assert sessions.info() == {"open": 0, "ended": 1, "waiting": 0}
+
+
+def test_a_generator_that_says_it_was_closed_has_failed(sessions: Sessions) -> None:
+    def closing() -> Items:
+        yield 1
+        raise GeneratorExit
+
+    take(sessions, closing)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="ended with GeneratorExit"):
+            take(sessions, closing, after=1)
+
+
+def test_what_a_generator_returns_comes_with_its_end(sessions: Sessions) -> None:
+    def summing() -> Items:
+        yield 1
+        return {"sum": 1}
+
+    take(sessions, summing)
+    answers = [sessions.take(owner(), None, after=1) for _ in range(2)]
+    assert [(answer.state, answer.result) for answer in answers] == [("done", '{"sum": 1}')] * 2
 
 
 def test_a_generator_that_ends_the_process_leaves_no_turn_taken(sessions: Sessions) -> None:
@@ -353,7 +433,8 @@ def test_a_generator_that_ends_the_process_leaves_no_turn_taken(sessions: Sessio
     take(sessions, leaving)
     with pytest.raises(SystemExit):
         take(sessions, leaving)
-    assert take(sessions, leaving, after=1) == ("error", [], 1)
+    with pytest.raises(RuntimeError, match="ended with SystemExit"):
+        take(sessions, leaving, after=1)
     assert sessions.info()["open"] == 0
 
 
@@ -546,7 +627,7 @@ def test_the_sweeper_rests_while_no_session_has_been_idle_for_long_enough() -> N
     assert sessions.close(BOUND) == 0
 
 
-def test_one_thread_closes_what_is_idle_and_ends_when_nothing_is_left() -> None:
+def test_threads_close_what_is_idle_and_end_when_nothing_is_left() -> None:
     sessions = Sessions(timeout=0.02)
     sources = [Source() for _ in range(20)]
     for number, source in enumerate(sources):
@@ -554,21 +635,22 @@ def test_one_thread_closes_what_is_idle_and_ends_when_nothing_is_left() -> None:
     (sweeper,) = sweepers()
     for source in sources:
         assert source.closed.acquire(timeout=BOUND)
-        assert source.closed_in == ["pushdemo-generators"]
+        assert source.closed_in == ["pushdemo-generators-close"]
     sweeper.join(BOUND)
     assert not sweeper.is_alive()
+    wait_until(lambda: not closers())
     again = Source()
     take(sessions, again)
     assert again.closed.acquire(timeout=BOUND)
     wait_until(lambda: not sweepers())
 
 
-def test_forgetting_closes_an_idle_generator_in_the_sweeper(sessions: Sessions) -> None:
+def test_forgetting_closes_an_idle_generator_in_another_thread(sessions: Sessions) -> None:
     source = Source()
     take(sessions, source)
     assert sessions.forget(owner())
     assert source.closed.acquire(timeout=BOUND)
-    assert source.closed_in == ["pushdemo-generators"]
+    assert source.closed_in == ["pushdemo-generators-close"]
     assert not sessions.forget(owner())
     assert refused(sessions, source, after=1).status == 410
 
@@ -677,6 +759,55 @@ def test_a_generator_that_is_slow_to_close_keeps_its_place_of_the_limit(make: Ca
     go.set()
     wait_until(lambda: sessions.info()["open"] == 0)
     assert take(sessions, Source(), "b") == ("ready", [1], 1)
+
+
+def test_a_slow_farewell_holds_up_no_other(make: Callable[..., Sessions]) -> None:
+    sessions, go, quick = make(limit=20), threading.Event(), Source()
+
+    def slow_to_close() -> Items:
+        try:
+            yield 1
+        finally:
+            assert go.wait(BOUND)
+
+    for number in range(7):
+        take(sessions, slow_to_close, f"slow {number}")
+        sessions.forget(owner(f"slow {number}"))
+    for number in range(13):
+        take(sessions, quick, str(number))
+        sessions.forget(owner(str(number)))
+    wait_until(lambda: len(quick.closed_in) == 13)
+    assert len(closers()) <= 8
+    assert take(sessions, Source(), "new") == ("ready", [1], 1)
+    go.set()
+
+
+def test_a_request_that_is_rolled_back_takes_the_session_with_it_that_it_began(sessions: Sessions) -> None:
+    source, request, other = Source(), object(), object()
+    take(sessions, source, origin=request)
+    sessions.undo(owner(), other)
+    assert take(sessions, source, after=1, origin=other) == ("ready", [2], 2)
+    sessions.undo(owner(), request)
+    assert source.closed.acquire(timeout=BOUND)
+    assert take(sessions, source, after=0) == ("ready", [1], 1)
+
+
+def test_an_error_is_told_though_the_request_was_rolled_back_and_a_retry_begins_anew(sessions: Sessions) -> None:
+    request = object()
+    begun = []
+
+    def failing_once() -> Items:
+        begun.append(1)
+        if len(begun) == 1:
+            raise ValueError("once")
+        yield 1
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="once"):
+            take(sessions, failing_once, after=0, origin=request)
+        sessions.undo(owner(), request)
+    sessions.undo(owner(), request, failed=True)
+    assert take(sessions, failing_once, after=0, origin=request) == ("ready", [1], 1)
 
 
 def test_stopping_closes_all_and_begins_nothing(sessions: Sessions) -> None:
@@ -792,6 +923,8 @@ def test_ten_thousand_abandoned_sessions_leave_nothing(make: Callable[..., Sessi
     (sweeper,) = sweepers()
     clock.now += 60
     sessions.sweep()
+    wait_until(lambda: sessions.info()["open"] == 0)
+    wait_until(lambda: not closers())
     gc.collect()
     assert len(source.closed_in) == 10_000
     assert len(generators) == 0
@@ -828,4 +961,10 @@ def traced_bytes(begin: Callable[[int], None], times: int) -> int:
 
 
 def sweepers() -> list[threading.Thread]:
+    """The sweeper threads that this test has started."""
     return threads("pushdemo-generators")
+
+
+def closers() -> list[threading.Thread]:
+    """The threads that close generators for this test."""
+    return threads("pushdemo-generators-close")

@@ -1,0 +1,186 @@
+"""The steps of a `json_yield` view's generator, which outlives the request that began it.
+
+The generator's request is the current one (`get_current_request`) in each step, in whatever thread. Its transaction,
+its database session and its response are over with the first answer: `step` gives a step its own. One thread at a time
+runs the steps of a generator.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+from pyramid.interfaces import IRequestFactory, ISessionFactory
+from pyramid.request import Request, apply_request_extensions
+from pyramid.threadlocal import RequestContext, get_current_request
+
+from pushdemo.web.rendering import json_text
+
+log = logging.getLogger(__name__)
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+# What a request knows of the view that it has been sent to.
+_FOUND = (
+    "context",
+    "matchdict",
+    "matched_route",
+    "request_iface",
+    "root",
+    "subpath",
+    "traversed",
+    "view_name",
+    "virtual_root",
+    "virtual_root_path",
+)
+_OF_ONE_REQUEST = ("webob.", "tm.", "retry.", "pushdemo.", "wsgi.input", "CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
+
+
+class ViewSteps:
+    """See Steps in session.py. `request` is the one that begins the generator, `warned` the views warned of already."""
+
+    __slots__ = ("_generator", "_name", "_request", "_warned")
+
+    def __init__(self, generator: Generator[Any, Any, Any], request: Request, name: str, warned: set[str]) -> None:
+        self._generator = generator
+        self._request = request
+        self._name = name
+        self._warned = warned
+
+    def __next__(self) -> str:
+        request = self._request
+        if get_current_request() is request:  # its response is not made yet
+            return self._step()
+        with RequestContext(request):
+            response, session = request.response, vars(request).get("session")
+            before = response.status, list(response.headerlist), _contents(session)
+            try:
+                return self._step()
+            finally:
+                if (response.status, response.headerlist) != before[:2]:
+                    self._warn("request.response")
+                if _contents(vars(request).get("session")) != (_stored(request) if session is None else before[2]):
+                    self._warn("request.session")
+
+    def __str__(self) -> str:
+        return f"{self._name} ({self._request.url})"
+
+    @property
+    def is_alone(self) -> bool:
+        """See Steps: the transaction of the request that began the generator is committed with its answer, or not."""
+        return bool(self._request.environ.get("tm.active")) and get_current_request() is self._request
+
+    def close(self) -> None:
+        """See Steps."""
+        with RequestContext(self._request):
+            self._generator.close()
+
+    def _step(self) -> str:
+        try:
+            item = next(self._generator)
+        except StopIteration as stop:
+            if stop.value is None:
+                raise
+            raise StopIteration(self._text(stop.value)) from None
+        if vars(self._request).get("_pushdemo_steps"):
+            raise RuntimeError(
+                f"{self._name} yields within `with request.step()`, whose transaction would stay open until the next "
+                "poll: put the yield behind it"
+            )
+        return self._text(item)
+
+    def _text(self, value: Any) -> str:
+        try:
+            return json_text(self._request.registry, value, self._request, _encode)
+        except Exception as error:
+            error.add_note(f"{self._name} yields or returns what JSON cannot carry")
+            raise
+
+    def _warn(self, what: str) -> None:
+        if self._name not in self._warned:
+            self._warned.add(self._name)
+            log.warning(
+                "json_yield: %s changes %s in a step whose response has left, or is another request's: the change is "
+                "lost (said once for each view)",
+                self._name,
+                what,
+            )
+
+
+def _contents(session: Any) -> str:
+    return "" if session is None else repr(dict(session))
+
+
+def _stored(request: Request) -> str:
+    """The contents that a session has which was not looked at before, if it has been now."""
+    if "session" not in vars(request):
+        return ""
+    return _contents(request.registry.queryUtility(ISessionFactory)(request))
+
+
+@contextmanager
+def step(request: Request) -> Iterator[Request]:
+    """Request method: a request of its own for a part of the work that outlives this one, such as a generator's step.
+
+        with request.step() as step:
+            step.dbsession.add(...)
+
+    It is made like this one (with its address, headers, user and context), has the application's request methods, and
+    is the current request within the block. Under pyramid_tm it has a transaction of its own, which is committed at the
+    block's end, or rolled back by what the block raises. Raises RuntimeError where all requests share one transaction
+    manager, which is so unless the ini says `tm.manager_hook = pyramid_tm.explicit_manager`.
+    """
+    made = _remade(request)
+    steps = vars(request)
+    steps["_pushdemo_steps"] = steps.get("_pushdemo_steps", 0) + 1
+    try:
+        with RequestContext(made):
+            try:
+                with _transaction(request, made):
+                    yield made
+            finally:
+                made._process_finished_callbacks()
+    finally:
+        steps["_pushdemo_steps"] -= 1
+
+
+def _remade(request: Request) -> Request:
+    environ = {name: value for name, value in request.environ.items() if not name.startswith(_OF_ONE_REQUEST)}
+    environ |= {"wsgi.input": BytesIO(), "CONTENT_LENGTH": "0"}
+    registry = request.registry
+    factory: Callable[[dict[str, Any]], Request] = registry.queryUtility(IRequestFactory, default=Request)
+    made = factory(environ)
+    made.registry = registry
+    known = vars(request)
+    for name in _FOUND:
+        if name in known:
+            setattr(made, name, known[name])
+    apply_request_extensions(made)
+    return made
+
+
+@contextmanager
+def _transaction(request: Request, made: Request) -> Iterator[None]:
+    manager = getattr(made, "tm", None)
+    if manager is None:
+        yield
+        return
+    if manager is request.tm:
+        raise RuntimeError(
+            "request.step() needs a transaction manager for each request: "
+            "tm.manager_hook = pyramid_tm.explicit_manager in the ini's [app:main]"
+        )
+    made.environ |= {"tm.active": True, "tm.manager": manager}
+    manager.begin()
+    finish = manager.abort
+    try:
+        yield
+        if not manager.isDoomed():
+            finish = manager.commit
+    finally:
+        del made.environ["tm.active"], made.environ["tm.manager"]
+        finish()
