@@ -39,6 +39,7 @@ setup(
             *REDIS,
             "build",
             "check-manifest",
+            "gevent",
             "gunicorn",
             "hypothesis",
             "httpx",
