@@ -6,6 +6,7 @@ from setuptools import find_namespace_packages, setup
 
 # What an application that includes the add-on can do without.
 DEMO = ["prometheus_client>=0.20", "psutil>=5.9", "pygal>=3.0.5", "pyramid_jinja2>=2.10"]
+DOCS = ["furo", "myst-parser", "sphinx", "sphinxcontrib-mermaid"]
 REDIS = ["redis[hiredis]>=5.3"]
 
 setup(
@@ -19,11 +20,18 @@ setup(
     license_files=["LICENSE"],
     keywords="pyramid waitress server push sse multipart long polling",
     classifiers=[
+        "Development Status :: 4 - Beta",
         "Framework :: Pyramid",
         "Intended Audience :: Developers",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: WWW/HTTP :: Dynamic Content",
         "Topic :: Internet :: WWW/HTTP :: WSGI",
+        "Topic :: Internet :: WWW/HTTP :: WSGI :: Server",
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
@@ -33,9 +41,11 @@ setup(
     install_requires=["pyramid>=2.0.2", "waitress>=3.0.2,<4", "cachetools>=5.5"],
     extras_require={
         "demo": DEMO,
+        "docs": DOCS,
         "redis": REDIS,
         "testing": [
             *DEMO,
+            *DOCS,
             *REDIS,
             "build",
             "check-manifest",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from pyramid.config import Configurator
 from webtest import TestApp
 
+import pushdemo
 from tests.support import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
@@ -83,3 +86,13 @@ def test_the_tree_has_every_folder_and_the_way_of_a_message_names_modules_that_t
     named = set(re.findall(r"\b([a-z_]+/[a-z_]+\.py)\b", inside))
     assert len(named) > 10
     assert {name for name in named if not (package / name).exists()} == {"tests/test_imports.py"}
+
+
+@pytest.mark.heavy
+def test_the_reference_builds_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", ROOT / "docs", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    page = (tmp_path / "api.html").read_text(encoding="utf-8")
+    for name in pushdemo.__all__:
+        assert f'id="pushdemo.{name}"' in page, f"docs/api.rst does not tell of pushdemo.{name}"
