@@ -1,9 +1,9 @@
 """The Lua scripts that run at Redis: those of topics and their producers, then those of memorized values.
 
-Redis runs a script as a whole, and nothing beside it. In the scripts of topics KEYS[1] is the topic's state, a hash with
-`epoch`, `number` (of the newest message), `notices` (behind it), `nonce` (of the newest entry), `fence` (of the newest
-lease) and `ended`; KEYS[2] is the stream of the epoch that the caller knows. A script's first write is one that a full
-Redis refuses, so that it is done wholly or not at all.
+Redis runs a script as a whole, and nothing beside it. In the scripts of topics KEYS[1] is the topic's state, a hash
+with `epoch`, `number` (of the newest message), `notices` (behind it), `nonce` (of the newest entry), `fence` (of the
+newest lease) and `ended`; KEYS[2] is the stream of the epoch that the caller knows. A script's first write is one that
+a full Redis refuses, so that it is done wholly or not at all.
 """
 
 from __future__ import annotations
