@@ -129,8 +129,8 @@ def step(request: Request) -> Iterator[Request]:
         with request.step() as step:
             step.dbsession.add(...)
 
-    It is made like this one (with its address, headers, user and context), has the application's request methods, and
-    is the current request within the block. Under pyramid_tm it has a transaction of its own, which is committed at the
+    It is made like this one (with its address, headers and user), has the application's request methods, and is the
+    current request within the block. Under pyramid_tm it has a transaction of its own, which is committed at the
     block's end, or rolled back by what the block raises. Raises RuntimeError where all requests share one transaction
     manager, which is so unless the ini says `tm.manager_hook = pyramid_tm.explicit_manager`.
     """
