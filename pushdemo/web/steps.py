@@ -43,11 +43,12 @@ _OF_ONE_REQUEST = ("webob.", "tm.", "retry.", "pushdemo.", "wsgi.input", "CONTEN
 class ViewSteps:
     """See Steps in session.py. `request` is the one that begins the generator, `warned` the views warned of already."""
 
-    __slots__ = ("_generator", "_name", "_request", "_warned")
+    __slots__ = ("_context", "_generator", "_name", "_request", "_warned")
 
     def __init__(self, generator: Generator[Any, Any, Any], request: Request, name: str, warned: set[str]) -> None:
         self._generator = generator
         self._request = request
+        self._context = vars(request).get("context")  # the router takes it from the request at the end
         self._name = name
         self._warned = warned
 
@@ -56,6 +57,7 @@ class ViewSteps:
         if get_current_request() is request:  # its response is not made yet
             return self._step()
         with RequestContext(request):
+            vars(request).setdefault("context", self._context)
             response, session = request.response, vars(request).get("session")
             before = response.status, list(response.headerlist), _contents(session)
             try:
