@@ -2,7 +2,7 @@
 
 Here the parts are put together: the way to Redis (redis/connection.py), topics that mirror streams (redis/topic.py) and
 what brings them news (redis/listener.py), one producer for each topic (redis/leases.py), the store of values
-(redis/store.py). They alone know the `redis` package.
+(redis/store.py), the processes of generator sessions (redis/ownership.py). They alone know the `redis` package.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pushdemo.cache.store import CachetoolsStore, Store, Timer
 from pushdemo.redis.connection import Link, RedisUnavailableError
 from pushdemo.redis.leases import RedisProducer, Renewals
 from pushdemo.redis.listener import Reader
+from pushdemo.redis.ownership import SessionOwnership
 from pushdemo.redis.store import Deletions, RedisStore
 from pushdemo.redis.topic import RedisTopic
 from pushdemo.topics.topic import Source, Topic
@@ -34,6 +35,7 @@ class RedisBackend:
         self._producers: list[RedisProducer] = []
         self._deletions = Deletions(self._link)
         self._reader.follow(self._deletions)
+        self.ownership = SessionOwnership(self._link)
 
     @property
     def trouble(self) -> str:

@@ -12,10 +12,15 @@ from typing import Any, Protocol
 from pushdemo.cache.store import CachetoolsStore, Store, Timer
 from pushdemo.topics.producer import Producer
 from pushdemo.topics.topic import Source, Topic
+from pushdemo.web.sessions import Ownership
 
 
 class Backend(Protocol):
     """What makes an application's topics, their sources, and the stores of memorized functions."""
+
+    @property
+    def ownership(self) -> Ownership | None:
+        """What tells which process has a generator session; None where processes do not know of each other."""
 
     @property
     def trouble(self) -> str:
@@ -47,6 +52,7 @@ class Backend(Protocol):
 class InProcess:
     """The backend without any other service: nodes share nothing."""
 
+    ownership = None
     trouble = ""
 
     def topic(self, name: str, *, content_type: str, history: int) -> Topic:

@@ -59,6 +59,7 @@ def includeme(config: Configurator) -> None:
         timeout=settings.generators_timeout,
         limit=settings.generators_limit,
         batch_timeout=settings.longpoll_timeout,
+        ownership=backend.ownership,
     )
     # When the application goes: with its registry, or with the process.
     weakref.finalize(registry, _close, topics, sessions, backend)

@@ -395,6 +395,7 @@ def test_a_step_is_a_request_as_the_generators_and_the_current_one(shop: Callabl
                     step.path_qs == request.path_qs,
                     step.GET["key"] == request.GET["key"],
                     step.made,
+                    step.context is request.context,
                     step.tm is not request.tm,
                     step.body == b"",
                 ]
