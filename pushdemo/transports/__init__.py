@@ -36,17 +36,22 @@ class Kind(Protocol):
 class Transport(Kind, Protocol):
     """A streaming transport."""
 
-    def preamble(self) -> bytes:
-        """The first bytes of every stream, so that the headers leave at once."""
+    def preamble(self, retry: int) -> bytes:
+        """The first bytes of every stream, so that the headers leave at once.
+
+        `retry` is the ordinary reconnection time in milliseconds, for readers that keep the last one that they were
+        told: a server that stops tells each client a short one.
+        """
 
     def encode(self, message: Message) -> bytes:
         """The message (of kind "message") as it is written."""
 
-    def notice(self, kind: Notice, id: str = "", content_type: str = "") -> bytes:
+    def notice(self, kind: Notice, id: str = "", content_type: str = "", after: str = "") -> bytes:
         """What tells a client that the stream lives, had to skip, has a failing source, or is complete.
 
         `id` goes with a "reset" that a message may be long to follow: to come back with it is to go on behind it.
-        `content_type` goes with an "end": that of the topic's bodies.
+        `content_type` goes with an "end": that of the topic's bodies. `after` is the id of the last message before
+        the notice, for formats whose notices have data.
         """
 
     def retry(self, milliseconds: int) -> bytes:
@@ -64,4 +69,4 @@ def encode(transport: Transport, message: Message) -> bytes:
 
 
 def _encode(transport: Transport, message: Message) -> bytes:
-    return transport.encode(message) if message.kind == "message" else transport.notice(message.kind)
+    return transport.encode(message) if message.kind == "message" else transport.notice(message.kind, after=message.id)

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 name = "jsonlines"
 media_types = ("application/x-ndjson", "application/jsonl")
-response_type = "application/x-ndjson"
+response_type = "application/x-ndjson;charset=utf-8"
 
 _STATES = {"heartbeat": "heartbeat", "reset": "reset", "failing": "failing", "end": "done"}
 
 carries = is_text
 
 
-def preamble() -> bytes:
-    """A heartbeat: a line that readers pass over, sent at once."""
+def preamble(retry: int) -> bytes:
+    """A heartbeat: a line that readers pass over. No reader of this format keeps a reconnection time."""
     return notice("heartbeat")
 
 
@@ -33,7 +33,9 @@ def encode(message: Message) -> bytes:
     return (json_object(message) + "\n").encode()
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "") -> bytes:
+def notice(
+    kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "", after: str = ""
+) -> bytes:
     """`{"state": ...}`, with `"last_event_id"` where there is one; "end" is `"done"`, the word of the long poll."""
     last = f', "last_event_id": {json.dumps(id)}' if id else ""
     return f'{{"state": "{_STATES[kind]}"{last}}}\n'.encode()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 name = "longpoll"
 media_types = ("application/json",)
-response_type = "application/json"
+response_type = "application/json;charset=utf-8"
 
 carries = is_text
 

@@ -34,8 +34,8 @@ def carries(content_type: str) -> bool:
     return True
 
 
-def preamble() -> bytes:
-    """The boundary line that opens the first part."""
+def preamble(retry: int) -> bytes:
+    """The boundary line that opens the first part. No reader of this format keeps a reconnection time."""
     return _DELIMITER
 
 
@@ -49,7 +49,9 @@ def encode(message: Message) -> bytes:
     return b"".join((head.encode(), message.body, b"\r\n", _DELIMITER))
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "") -> bytes:
+def notice(
+    kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "", after: str = ""
+) -> bytes:
     """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary.
 
     The part before it, which is empty, bears the type: Chromium reads the last picture by it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Literal
 
@@ -12,22 +13,25 @@ if TYPE_CHECKING:
 
 name = "sse"
 media_types = ("text/event-stream",)
-response_type = "text/event-stream"
+response_type = "text/event-stream;charset=utf-8"
 
 _LINE = re.compile("\r\n|\r|\n")
-_NOTICES = {
-    "heartbeat": b": heartbeat\n",  # without an empty line, at which a reader might see another event
-    "reset": b"event: reset\ndata:\n\n",
-    "failing": b"event: failing\ndata:\n\n",
-    "end": b"event: end\ndata:\n\n",
+
+# Neither an empty line nor data follows a comment or `retry`: some readers (@microsoft/fetch-event-source) dispatch an
+# event at each empty line, and pages parse the data of each event as JSON. So do notices have data that is JSON.
+_HEARTBEAT = b": heartbeat\n"
+_REASONS = {
+    "reset": "messages may have been missed",
+    "failing": "the source fails and is tried again",
+    "end": "nothing follows",
 }
 
 carries = is_text
 
 
-def preamble() -> bytes:
-    """A comment, which every reader ignores."""
-    return b": stream\n\n"
+def preamble(retry: int) -> bytes:
+    """A `retry` field with the reader's ordinary reconnection time, which undoes that of a server that has stopped."""
+    return f"retry: {retry:d}\n".encode()
 
 
 def event(data: str, *, id: str = "", event: str = "", retry: int | None = None) -> bytes:
@@ -54,11 +58,15 @@ def encode(message: Message) -> bytes:
     return event(message.body.decode(), id=message.id, event=message.topic)
 
 
-def notice(kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "") -> bytes:
-    """A comment for the heartbeat, an event of that name for the others."""
-    return f"id: {id}\n".encode() + _NOTICES[kind] if id else _NOTICES[kind]
+def notice(
+    kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "", after: str = ""
+) -> bytes:
+    """A comment for the heartbeat; for the others an event of that name with the reason and the id as a JSON object."""
+    if kind == "heartbeat":
+        return _HEARTBEAT
+    return event(json.dumps({"reason": _REASONS[kind], "last_event_id": id or after or None}), id=id, event=kind)
 
 
 def retry(milliseconds: int) -> bytes:
-    """A `retry` field: the reader's own reconnection time from now on."""
-    return f"retry: {milliseconds:d}\n\n".encode()
+    """A `retry` field: the reader's own reconnection time until the next stream begins."""
+    return f"retry: {milliseconds:d}\n".encode()
