@@ -155,15 +155,22 @@ def multipart(found: Answer) -> Iterator[Event]:
 
 
 def sse(found: Answer) -> Iterator[Event]:
-    """HTML (WHATWG) section 9.2.6, "Interpreting an event stream"."""
+    """HTML (WHATWG) section 9.2.6, "Interpreting an event stream".
+
+    The stream begins with the ordinary `retry`. A later one says that the server goes. A notice's data is JSON that
+    names the id to come back with, as the event does where it has an id of its own.
+    """
     id, own, name, data = "", "", "", list[str]()  # `own`: the event's own id, where it has one
     *lines, _ = re.split("\r\n|\r|\n", found.body.decode(errors="replace"))
+    if lines:
+        assert re.fullmatch("retry: [0-9]+", lines.pop(0))
     for line in lines:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if not line:
             if data:
                 if name in ("reset", "failing", "end"):
+                    assert json.loads("\n".join(data))["last_event_id"] == own or not own
                     yield Event(name, own)
                 else:
                     yield Event("message", id, "\n".join(data), name)

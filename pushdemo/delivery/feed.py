@@ -127,7 +127,9 @@ class Group:
     def encoded(self, message: Message, reset: bool) -> bytes:
         """The bytes of an entry with their framing, made once; a reset before it is made each time."""
         data = message.encoded((self.transport.name, self.frame), self._encode)
-        return self.frame(self.transport.notice("reset")) + data if reset else data
+        if not reset:
+            return data
+        return self.frame(self.transport.notice("reset", after=self.feed.topic.id_at(message.position - 1))) + data
 
     def _encode(self, message: Message) -> bytes:
         return self.frame(transports.encode(self.transport, message))
@@ -190,7 +192,7 @@ class Stream:
                 self.rest = memoryview(group.encoded(message, reset))
                 group.count(len(self.rest), 1, message, reset)
             elif ended:
-                self.rest = memoryview(ending(group.frame, group.transport.notice("end", "", feed.topic.content_type)))
+                self.rest = memoryview(ending(group.frame, subscription.end()))
                 self.last = True
             else:
                 if self in group.behind:

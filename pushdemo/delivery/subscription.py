@@ -40,6 +40,12 @@ class Pace:
     stall_timeout: float = 30.0  # that a client may leave its socket full
     longpoll_timeout: float = 25.0  # that a long poll waits for a message
     counters: Counters = field(default_factory=Counters, compare=False)  # what happens to them is counted there
+    retry: float = 3.0  # before a client reconnects that has lost its stream
+
+    @property
+    def retry_milliseconds(self) -> int:
+        """`retry` as the transports have it."""
+        return round(1000 * self.retry)
 
 
 class _Client:
@@ -115,7 +121,7 @@ class Subscription(_Client):
         """Join the topic; the first bytes, with what the history has for this client."""
         backlog = self._begin()  # first: joined, the source may be ahead of the client that starts it
         self.join()
-        parts = [self.transport.preamble()]
+        parts = [self.transport.preamble(self.pace.retry_milliseconds)]
         if self._reset:
             self._reset = False
             # The id to come back with until the next message comes. A backlog has its own.
@@ -142,9 +148,14 @@ class Subscription(_Client):
             return None
         data = transports.encode(self.transport, message)
         if reset:
-            data = self.transport.notice("reset") + data
+            data = self.transport.notice("reset", after=self.topic.id_at(message.position - 1)) + data
         self.tally.wrote(len(data), messages=message.kind == "message", resets=reset or message.kind == "reset")
         return data
+
+    def end(self) -> bytes:
+        """Return the notice that the topic has ended and the client has everything."""
+        id = self.topic.id_at(self.position)
+        return self.transport.notice("end", content_type=self.topic.content_type, after=id)
 
     def __iter__(self) -> Iterator[bytes]:
         """The stream as any WSGI server can send it, waiting in the server's own thread."""
@@ -156,7 +167,7 @@ class Subscription(_Client):
                 if (data := self.next()) is not None:
                     yield data
                 elif ended:
-                    yield self.transport.notice("end", content_type=self.topic.content_type)
+                    yield self.end()
                     return
                 elif not self.topic.wait(self.position, self.pace.heartbeat):
                     yield self.transport.notice("heartbeat")

@@ -17,7 +17,26 @@ XML = "application/xml"
 # What XML 1.0 (section 2.2, production Char) cannot carry in any form, not even as a character reference.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
+# RFC 9110 section 8.3.1: a type, a subtype, and parameters whose values are tokens or quoted strings.
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER = rf"[ \t]*;[ \t]*({_TOKEN})=({_TOKEN}|\"[\t \x21\x23-\x5b\x5d-\x7e]*\")"
+_MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:{_PARAMETER})*")
+_PARAMETERS = re.compile(_PARAMETER)
 _XML_TYPES = re.compile(r"(?:application|text)/xml\b", re.IGNORECASE)
+
+
+def check_type(content_type: str) -> str:
+    """Return `content_type` if bodies can be of this type.
+
+    Raises ValueError if it is not a media type that a header can carry, or names a charset other than UTF-8: every
+    body that is text is UTF-8.
+    """
+    if not _MEDIA_TYPE.fullmatch(content_type):
+        raise ValueError(f"content_type={content_type!r}: must be a media type such as text/plain")
+    for name, value in _PARAMETERS.findall(content_type):
+        if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8"):
+            raise ValueError(f"content_type={content_type!r}: the charset must be utf-8, as messages are sent in it")
+    return content_type
 
 
 def body(content_type: str, value: Any) -> bytes:

@@ -58,7 +58,7 @@ class Topic:
     """A named series of messages.
 
     `name` is up to 100 letters, digits, `_`, `.` or `-`. `history` is the number of entries kept. `content_type` is the
-    type of every body. Raises ValueError for a name that will not do.
+    type of every body. Raises ValueError for a name or a content type that will not do.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Topic:
         if name in _EVENTS:
             raise ValueError(f"a topic cannot be named {name}: an event of that name has a meaning of its own")
         self.name = name
-        self.content_type = content_type
+        self.content_type = content.check_type(content_type)
         self.clock = clock
         self.epoch = secrets.token_hex(4)  # the topic's life: a process started anew is another one
         self.source: Source | None = None

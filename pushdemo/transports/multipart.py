@@ -43,10 +43,17 @@ def encode(message: Message) -> bytes:
     """Headers, blank line, body, and the boundary line behind it; `X-Message-Id` bears the id, `X-Topic` the name."""
     topic = f"X-Topic: {message.topic}\r\n" if message.topic else ""
     head = (
-        f"Content-Type: {message.content_type}\r\nContent-Length: {len(message.body)}\r\n"
+        f"Content-Type: {_with_charset(message.content_type)}\r\nContent-Length: {len(message.body)}\r\n"
         f"X-Message-Id: {message.id}\r\n{topic}\r\n"
     )
     return b"".join((head.encode(), message.body, b"\r\n", _DELIMITER))
+
+
+def _with_charset(content_type: str) -> str:
+    # RFC 2046 section 4.1.2: text without a charset is US-ASCII. XML and JSON have UTF-8 as their own default.
+    if content_type.lower().startswith("text/") and "charset" not in content_type.lower():
+        return f"{content_type};charset=utf-8"
+    return content_type
 
 
 def notice(

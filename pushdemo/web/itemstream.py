@@ -76,7 +76,7 @@ class ItemStream:
         """The first bytes."""
         self._joined = True
         self.tally.joined()
-        data = self.transport.preamble()
+        data = self.transport.preamble(self.pace.retry_milliseconds)
         self.tally.wrote(len(data))
         return data
 

@@ -19,7 +19,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.web import itemstream
-from pushdemo.web.push import cross_origin
+from pushdemo.web.push import cross_origin, last_event_id_of
 from pushdemo.web.session import Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
 from pushdemo.web.steps import ViewSteps, step
@@ -33,7 +33,7 @@ FAILED = "the generator failed"  # a client learns no more
 REGISTRY_KEY = "pushdemo.generators"
 CLIENTS_KEY = "pushdemo.clients"
 
-_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+_HEADERS = {"Content-Type": "application/json;charset=utf-8", "Cache-Control": "no-store"}
 
 GeneratorView = Callable[..., Iterable[Any]]  # a generator function, however it is annotated
 View = Callable[..., Any]
@@ -239,7 +239,7 @@ def _number(query: Any, name: str, least: int, limit: int) -> int | None:
 
 def _resumed(request: Request) -> dict[str, str]:
     """The id of the last item that a stream has brought, as the reader says it when it comes back."""
-    last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id")
+    last_event_id = last_event_id_of(request)
     return {"after": last_event_id} if last_event_id else {}
 
 

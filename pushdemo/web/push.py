@@ -6,6 +6,7 @@ which is free again before the stream begins, where the server offers `pushdemo.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from pushdemo.web.settings import Settings
 ALLOWED = "GET, HEAD, OPTIONS"
 RETRY_AFTER = 5  # seconds, where there is no place, or no Redis: long enough for some client to have left
 
+_LAST_EVENT_ID = re.compile("last[_-]?event[_-]?id", re.IGNORECASE)
+
 # No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
 HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
@@ -42,7 +45,13 @@ class Clients:
         self.threads = Places(settings.max_threads)
         self.origins = settings.cors_origins
         self.counters = Counters()
-        self.pace = Pace(settings.heartbeat, settings.stall_timeout, settings.longpoll_timeout, self.counters)
+        self.pace = Pace(
+            heartbeat=settings.heartbeat,
+            stall_timeout=settings.stall_timeout,
+            longpoll_timeout=settings.longpoll_timeout,
+            counters=self.counters,
+            retry=settings.retry,
+        )
 
 
 def push(request: Request, *names: str) -> Response:
@@ -74,7 +83,7 @@ def _respond(request: Request, clients: Clients, topics: Sequence[Topic], header
         return Response(headerlist=headerlist, app_iter=())
     catalogue: Topics = request.registry["pushdemo.topics"]
     topic = topics[0] if len(topics) == 1 else catalogue.merged([topic.name for topic in topics])
-    last_event_id = request.headers.get("Last-Event-ID") or request.GET.get("last_event_id", "")
+    last_event_id = last_event_id_of(request)
     if name == "sse" and _is_over(topic, last_event_id):
         return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
     release = admit(request)
@@ -147,7 +156,18 @@ def content_type(request: Request, kind: Kind) -> str:
     if len(kind.media_types) == 1:
         return kind.response_type
     acceptable = request.accept.acceptable_offers(list(kind.media_types))
-    return acceptable[0][0] if acceptable else kind.response_type
+    return f"{acceptable[0][0]};charset=utf-8" if acceptable else kind.response_type
+
+
+def last_event_id_of(request: Request) -> str:
+    """Return the id of the last message that the client has; empty where it names none.
+
+    The header wins, as an `EventSource` sends it. Clients that replace one cannot set headers and append a parameter,
+    each under a name of its own (`lastEventId`, Mercure's `lastEventID` and `Last-Event-ID`), perhaps to an address
+    that has one already. So the last one that is not empty counts.
+    """
+    given = [value for name, value in request.GET.items() if _LAST_EVENT_ID.fullmatch(name) and value]
+    return request.headers.get("Last-Event-ID") or (given[-1] if given else "")
 
 
 def cross_origin(request: Request, origins: Sequence[str], methods: str) -> dict[str, str]:

@@ -92,6 +92,12 @@ class Settings:
     stall_timeout: float = option(
         "stall_timeout", seconds(), 30.0, "seconds that a client may leave its socket full; then it is closed"
     )
+    retry: float = option(
+        "retry",
+        seconds(),
+        3.0,
+        "seconds before a client reconnects that has lost its stream; each stream begins with it",
+    )
     max_clients: int = option("max_clients", count, 10_000, "clients held at once; the next one gets 503")
     max_threads: int = option(
         "max_threads", count, 3, "clients held at once by a server that gives each a thread; less than its threads"

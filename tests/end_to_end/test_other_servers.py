@@ -218,7 +218,7 @@ def test_a_long_poll_waits_for_the_next_message_or_its_time(port: int) -> None:
 def test_head_gets_the_headers(port: int) -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/push/news?transport=sse", method="HEAD")
     with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.headers["Content-Type"] == "text/event-stream;charset=utf-8"
         assert response.read() == b""
 
 

@@ -50,12 +50,12 @@ class Multipart:
 
 class Events:
     accept = "text/event-stream"
-    content_type = "text/event-stream"
-    opening = b": stream\n\n"
+    content_type = "text/event-stream;charset=utf-8"
+    opening = b"retry: 3000\n"
     heartbeat = b": heartbeat\n"
-    reset = b"event: reset\ndata:\n\n"
-    failing = b"event: failing\ndata:\n\n"
-    end = b"event: end\ndata:\n\n"
+    reset = b'event: reset\ndata: {"last_event_id": null}\n\n'
+    failing = b'event: failing\ndata: {"last_event_id": null}\n\n'
+    end = b'event: end\ndata: {"last_event_id": null}\n\n'
 
     def message(self, sent: Sent) -> bytes:
         event = f"event: {sent.topic}\n" if sent.topic else ""
@@ -66,12 +66,12 @@ class Events:
         return f"id: {id}\n".encode() + self.reset
 
     def retry(self, ms: int) -> bytes:
-        return f"retry: {ms}\n\n".encode()
+        return f"retry: {ms}\n".encode()
 
 
 class Lines:
     accept = "application/x-ndjson"
-    content_type = "application/x-ndjson"
+    content_type = "application/x-ndjson;charset=utf-8"
     opening = b'{"state": "heartbeat"}\n'
     heartbeat = b'{"state": "heartbeat"}\n'
     reset = b'{"state": "reset"}\n'

@@ -39,6 +39,35 @@ def test_a_name_that_no_header_could_carry_is_refused(name: str) -> None:
         Topic(name)
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain;charset=latin-1",
+        'text/plain; charset="ISO-8859-1"',
+        "application/xml; version=1; CHARSET=utf-16",
+        "image/png;charset=x",
+        "text/plain\r\nX-Forged: 1",
+        "text/plain\n",
+        "text/plain;a=\r\n b",
+        "text",
+        "text/",
+        "text/plain; charset",
+        "téxt/plain",
+        "",
+    ],
+)
+def test_a_content_type_that_bodies_cannot_have_is_refused(content_type: str) -> None:
+    with pytest.raises(ValueError, match=r"^content_type=.*must be"):
+        Topic("news", content_type=content_type)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain;charset=utf-8", 'text/html; charset="UTF-8"', "text/plain;charset=utf8", "a/b+c;d=e"]
+)
+def test_a_content_type_may_say_that_it_is_utf_8(content_type: str) -> None:
+    assert Topic("news", content_type=content_type).content_type == content_type
+
+
 def test_messages_are_numbered_from_1_in_the_topics_epoch() -> None:
     news = topic()
     ids = [news.publish(text).id for text in "abc"]

@@ -108,6 +108,26 @@ def test_a_client_goes_on_behind_its_last_event_id(site: Pushing, news: Topic, t
         assert reader.take(4) == numbered(news, 4, 5, 6, 7)
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "lastEventId={}",
+        "lastEventID={}",
+        "Last-Event-ID={}",
+        "last_event_id=&lastEventId={}",
+        "lastEventId={}&last_event_id=",
+        "last_event_id=earlier&lastEventId={}",
+        "lastEventId=earlier&last_event_id={}",
+    ],
+)
+def test_the_last_event_id_may_have_the_names_that_other_clients_give_it(
+    site: Pushing, news: Topic, transport: str, query: str
+) -> None:
+    publish(news, *range(1, 6))
+    with site.reader(transport, f"{address(news)}?{query.format(f'{news.epoch}-3')}") as reader:
+        assert reader.take(2) == numbered(news, 4, 5)
+
+
 def test_a_client_that_has_everything_is_given_what_comes_next(site: Pushing, news: Topic, transport: str) -> None:
     publish(news, 1)
     with site.reader(transport, address(news), last=f"{news.epoch}-1") as reader:

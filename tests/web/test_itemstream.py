@@ -17,6 +17,7 @@ from pyramid.response import Response
 from pyramid.router import Router
 
 from pushdemo import json_yield, memorize
+from pushdemo.transports import sse
 from tests.support import Client, port_of, serving, wait_until
 
 BIG = "x" * 65_536
@@ -124,7 +125,7 @@ def test_streams_of_items_are_counted_while_they_last(app: Router, port: int, vi
 def test_events_bear_their_count_and_end(port: int) -> None:
     with Client(port) as client:
         client.get("/three?key=a", "Accept: text/event-stream")
-        assert client.head()[1]["content-type"] == "text/event-stream"
+        assert client.head()[1]["content-type"] == "text/event-stream;charset=utf-8"
         *items, end = events(stream(client))
     assert [(event.id, json.loads(event.data)) for event in items] == [
         ("1", "one"),
@@ -197,12 +198,26 @@ def test_the_last_id_may_stand_in_the_query_and_the_header_wins(port: int, path:
     assert [line["content"] for line in lines if "content" in line] == ["two\nlines", "three"]
 
 
+@pytest.mark.parametrize("name", ["last_event_id", "lastEventId", "lastEventID", "Last-Event-ID"])
+def test_a_stream_goes_on_behind_the_id_by_whatever_name(port: int, views: Generators, name: str) -> None:
+    with Client(port) as client:
+        client.get(f"/three?key=named-{name}&transport=jsonlines&{name}=0").head()
+        items = [json.loads(line) for line in stream(client).splitlines()]
+    assert [item["id"] for item in items if "id" in item] == ["1", "2", "3"]
+    with Client(port) as client:
+        client.get(f"/three?key=named-{name}&transport=jsonlines&{name}=2").head()
+        items = [json.loads(line) for line in stream(client).splitlines()]
+    assert [item["id"] for item in items if "id" in item] == ["3"]
+
+
 def test_memorized_functions_use_the_applications_values_in_whatever_thread(
     app: Router, port: int, views: Generators
 ) -> None:
     with Client(port) as client:
         client.get("/memorized?key=streamed", "Accept: text/event-stream").head()
-        assert [event.data for event in events(stream(client))] == ["1", "1", ""]
+        *items, end = events(stream(client))
+        assert [event.data for event in items] == ["1", "1"]
+        assert end.event == "end"
         views.closed.clear()
     with Client(port) as client:
         client.get("/memorized?key=abandoned").response()
@@ -366,7 +381,7 @@ def test_the_server_stops_in_the_middle_of_a_stream(views: Generators) -> None:
 def test_a_session_that_is_closed_before_its_first_item_does_not_begin_anew(app: Router, views: Generators) -> None:
     response = Request.blank("/endless?key=K&transport=sse").get_response(app)
     stream = iter(response.app_iter)
-    assert next(stream) == b": stream\n\n"
+    assert next(stream) == b"retry: 3000\n"
     assert Request.blank("/endless?key=K", method="DELETE").get_response(app).status_int == 204
-    assert b"".join(stream) == b"id: 0\nevent: end\ndata:\n\n"
+    assert b"".join(stream) == sse.notice("end", "0")
     assert views.given == 0
