@@ -58,6 +58,7 @@ setup(
             "pyramid_retry",
             "pyramid_tm",
             "pytest",
+            "requests",
             "selenium",
             "setuptools>=68",
             "sqlalchemy",

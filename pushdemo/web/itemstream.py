@@ -95,7 +95,7 @@ class ItemStream:
         except Exception as error:
             self._over = True
             log_failure(error, self._owner, self._url)
-            return self.transport.notice("failing") + self._end()
+            return self.transport.notice("failing", after=str(self._after)) + self._end()
         if answer.items:
             return self._item(answer)
         self._over = True

@@ -196,7 +196,7 @@ def test_a_chunked_stream_is_chunked_and_ends_with_the_last_chunk(harness: Harne
     id = topic.publish("a").id
     topic.end()
     event = f"id: {id}\ndata: a\n\n"
-    end = "event: end\ndata:\n\n"
+    end = sse.notice("end", after=id).decode()
     assert rest(theirs) == f"{len(event):x}\r\n{event}\r\n{len(end):x}\r\n{end}\r\n0\r\n\r\n"
 
 
