@@ -9,6 +9,9 @@
 
 const FIRST_PAUSE = 500; // ms, doubled at each failure in a row
 const LONGEST_PAUSE = 15_000; // ms
+const MISDIRECTED = 421; // the session is in another process, to which a balancer may send the next poll
+const MISDIRECTED_PAUSE = 200; // ms
+const MISDIRECTED_FOR = 5_000; // ms from the first such answer until it is final
 const PASSING = new Set([408, 409, 429, 502, 503, 504]); // the same poll may succeed later
 
 /** The server's word that it will not answer this poll, now or later: `status`, its sentence, the session's `count`. */
@@ -31,13 +34,14 @@ export class Refusal extends Error {
  * @param {AbortSignal} [options.signal]  ends the polls; the session lives on until its timeout, see `cancel`
  * @param {(retry: {reason: string, pause: number}) => void} [options.onretry]  a poll failed and comes again in `pause` ms
  * @yields {{content: *, count: number}}
+ * @returns {*} what the generator has returned
  * @throws {Refusal}
  */
 export async function* poll(url, { key, after = 0, max, signal, onretry = () => {} }) {
   for (;;) {
     const query = new URLSearchParams({ key, after, ...(max && { max }) });
     const answer = await ask(`${url}?${query}`, signal, onretry);
-    if (answer.state === "done") return;
+    if (answer.state === "done") return answer.content;
     after = answer.count;
     yield answer;
   }
@@ -78,12 +82,19 @@ export function sleep(ms, signal) {
 }
 
 async function ask(address, signal, onretry) {
+  let misdirectedSince;
   for (let failures = 0; ; failures += 1) {
-    const { answer, reason, retryAfter } = await attempt(address, signal);
+    const { answer, refusal, reason, retryAfter } = await attempt(address, signal);
     if (answer) return answer;
+    let growing = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** failures);
+    if (refusal?.status === MISDIRECTED) {
+      // fetch itself has tried another connection (Fetch standard, section 4.6).
+      misdirectedSince ??= performance.now();
+      if (performance.now() - misdirectedSince >= MISDIRECTED_FOR) throw refusal;
+      growing = MISDIRECTED_PAUSE;
+    }
     // Spread, so that the pages of a server that was away do not all come back at the same moment.
-    const growing = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** failures) * (0.75 + Math.random() / 2);
-    const pause = Math.max(growing, 1000 * retryAfter);
+    const pause = Math.max(growing * (0.75 + Math.random() / 2), 1000 * retryAfter);
     onretry({ reason, pause });
     await sleep(pause, signal);
   }
@@ -102,6 +113,6 @@ async function attempt(address, signal) {
   }
   const body = await response.json().catch(() => ({}));
   const refusal = new Refusal(response.status, body);
-  if (!PASSING.has(response.status)) throw refusal;
-  return { reason: refusal.message, retryAfter: Number(response.headers.get("Retry-After")) || 0 };
+  if (response.status !== MISDIRECTED && !PASSING.has(response.status)) throw refusal;
+  return { refusal, reason: refusal.message, retryAfter: Number(response.headers.get("Retry-After")) || 0 };
 }

@@ -71,6 +71,30 @@ def test_what_does_not_pass_is_thrown_with_the_servers_reason(node: Node, wire: 
     assert watch.first("error") == expected
 
 
+def test_a_poll_that_went_to_the_wrong_process_is_sent_again_soon(node: Node, wire: Wire) -> None:
+    elsewhere = refusal(421, "another process")
+    url = wire.on("/elsewhere", *[elsewhere] * 4, answers(item("a", 1)), elsewhere, answers(DONE), never)
+    watch = node.do("poll", url=url, options={"key": "k"})
+    watch.first("done")
+    assert contents(watch) == ["a"]
+    retries = watch.of("retry")
+    assert {retry["reason"] for retry in retries} == {"another process"}
+    assert len(retries) >= 2, "some of the five, since fetch itself tries once more by another connection"
+    assert all(150 <= retry["pause"] <= 250 for retry in retries)
+
+
+@pytest.mark.heavy
+def test_a_poll_that_goes_to_the_wrong_process_for_five_seconds_fails_with_the_servers_reason(
+    node: Node, wire: Wire
+) -> None:
+    url = wire.on("/always-elsewhere", *[refusal(421, "another process")] * 60)
+    watch = node.do("poll", url=url, options={"key": "k"})
+    expected = {"name": "Refusal", "message": "another process", "status": 421, "count": 0}
+    assert watch.first("error") == expected
+    assert sum(retry["pause"] for retry in watch.of("retry")) <= 5250
+    assert len(wire.requests) > 20
+
+
 def test_a_refusal_without_a_reason_is_its_status(node: Node, wire: Wire) -> None:
     watch = node.do("poll", url=wire.on("/bare", refuses(404, "<h1>", "text/html"), never), options={"key": "k"})
     assert watch.first("error") == {"name": "Refusal", "message": "the server answered 404", "status": 404, "count": 0}
