@@ -1,0 +1,109 @@
+"""The server's loop: one thread that waits for the sockets of connections, and calls what others leave for it.
+
+Knows sockets and what handles their events, no waitress. Any thread may call `watch`, `forget`, `call_soon` and `wake`:
+a selector takes changes while its thread waits in it. An event may be reported late, when its socket is closed already
+and another has its number: a handler must take each report as a hint.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+log = logging.getLogger("pushdemo")
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Handler(Protocol):
+    """Whose socket it is."""
+
+    def ready(self, fd: int, events: int) -> None:
+        """The socket with this number is said to be ready for `events`. In the loop's thread."""
+
+
+class Loop:
+    """A selector, a queue of calls, and a bell that wakes the thread for them."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.RLock()  # held over a change of the selector: its own record and the kernel's are two
+        self._calls: deque[Callable[[], None]] = deque()  # any thread appends, the loop takes
+        self._closed = False  # under the lock
+        self._rung = False  # any thread; true only while something is in the bell's socket, or about to be
+        self._ear, self._bell = socket.socketpair()
+        for end in (self._ear, self._bell):
+            end.setblocking(False)
+        self._selector.register(self._ear, READ)
+
+    # -- any thread
+
+    def watch(self, fd: int, events: int, handler: Handler) -> None:
+        """Report these events of a socket, and no others from now on."""
+        with self._lock:
+            if self._closed:
+                return
+            with suppress(KeyError):
+                if self._selector.get_key(fd).data is handler:
+                    with suppress(OSError):  # closed meanwhile: its number is another's, or nobody's
+                        self._selector.modify(fd, events, handler)
+                    return
+                self._selector.unregister(fd)  # of a socket that was closed without a word
+            with suppress(OSError):
+                self._selector.register(fd, events, handler)
+
+    def forget(self, fd: int, handler: Handler) -> None:
+        """Report nothing of a socket any more; call it before the socket is closed."""
+        with self._lock, suppress(KeyError):
+            if not self._closed and self._selector.get_key(fd).data is handler:
+                self._selector.unregister(fd)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Have the loop's thread call `function`."""
+        self._calls.append(function)
+        self.wake()
+
+    def wake(self) -> None:
+        """End the loop's wait. Also for a signal's handler."""
+        if not self._rung:
+            self._rung = True
+            with suppress(OSError):  # full: it rings already; closed: nobody is there any more
+                self._bell.send(b"!")
+
+    # -- the loop's own thread
+
+    def turn(self, timeout: float) -> None:
+        """Wait for events up to `timeout` seconds, and see to them and to the calls."""
+        for key, events in self._selector.select(0 if self._calls else timeout):
+            if key.data is None:
+                with suppress(BlockingIOError):
+                    self._ear.recv(4096)
+                self._rung = False  # before the queue is read: what is put there from now on rings again
+            else:
+                self._guarded(key.data.ready, key.fd, events)
+        self.do_calls()
+
+    def do_calls(self) -> None:
+        """Call what is in the queue, and not what comes meanwhile: connections must not wait for that."""
+        for _ in range(len(self._calls)):
+            self._guarded(self._calls.popleft())
+
+    def _guarded(self, function: Callable[..., None], *args: int) -> None:
+        try:
+            function(*args)
+        except Exception:
+            log.exception("the server met an error and goes on")
+
+    def close(self) -> None:
+        """The end: the loop's own sockets are closed, and what is watched is not watched any more."""
+        with self._lock:
+            self._closed = True
+            self._selector.close()
+        self._ear.close()
+        self._bell.close()

@@ -1,0 +1,382 @@
+"""waitress's tasks and channels, with responses that wait without a thread.
+
+An application that finds `pushdemo.park` in its environ may return `environ["pushdemo.park"](client)` as its body, as
+it may with `wsgi.file_wrapper`: a stream or a long poll of `delivery`. Where nothing has wrapped it on the way out, the
+worker thread leaves the request unfinished and the socket goes to the hub; else it is iterated in the thread.
+
+Theory of operation. A connection is a `ParkingChannel`, and in one of these states:
+
+    idle     the loop watches its socket, and reads the next request
+    served   a worker runs its request (`requests` is not empty); the loop reads nothing of it, and writes what the
+             socket has not taken at once
+    parked   the hub has its socket; the channel is in no map and watched by nobody here (`_fileno` is None)
+    closed   the same, for good
+
+    idle --a whole request--> served --its end--> idle      (worker)
+    served --Parked--> parked                               (worker: `_park`)
+    parked --a long poll is answered--> idle, or served     (hub: `PolledChannel.done`)
+    idle, served --the client leaves--> closed              (loop)
+    served --its last response is written--> closed         (worker, or the loop where some of it waits for the client)
+    parked --the client leaves, a stream ends--> closed     (hub)
+
+Each step is made by the thread that has the channel; there is no turn of the loop between worker, hub and loop. So:
+only the loop closes or reads a channel that it watches; others add to what it watches (`attend`), and only the loop
+takes away (`_unwatch`), looking again afterwards whether somebody has added meanwhile. A parked channel's socket must
+not be touched by its channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import BaseWSGIServer
+from waitress.task import WSGITask
+
+from pushdemo.delivery.hub import Hub
+from pushdemo.delivery.pull import Pulled
+from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint
+from pushdemo.loop import READ, WRITE, Loop
+from pushdemo.workers import Work, Workers
+
+log = logging.getLogger("pushdemo")
+
+Application = Callable[..., Any]
+Parkable = Subscription | LongPoll | Pulled
+
+_TOGETHER = 65_536  # bytes of a body that are copied behind the headers, so that both are one `send`
+
+
+class Parked(BaseException):
+    """Leaves `HTTPChannel.service` with the task, without ending the request: no handler of Exception stops it."""
+
+
+class Offer:
+    """A body that may be parked. It is if the server itself receives it, and is iterated if a middleware does."""
+
+    def __init__(self, task: ParkingTask, client: Parkable) -> None:
+        self.client = client
+        self.accepted = False
+        self._task = task
+
+    def __iter__(self) -> Iterator[bytes]:
+        if not self.accepted:
+            return self._in_thread()
+        self._task.parked = self.client
+        return iter(()) if isinstance(self.client, LongPoll) else iter((self.client.open(),))
+
+    def _in_thread(self) -> Iterator[bytes]:
+        """The response of a thread that waits with its client, if that is not the last one."""
+        client, workers = self.client, self._task.channel.server.workers
+        try:
+            if workers.take():
+                try:
+                    yield from (client.wait(),) if isinstance(client, LongPoll) else client
+                finally:
+                    workers.give()
+                return
+            log.warning("a middleware iterates the stream instead of passing it on, and no thread is left to hold it")
+            if isinstance(client, LongPoll):
+                yield client.waiting(retry_hint())
+            else:
+                yield client.open() + client.transport.retry(retry_hint())
+        finally:
+            client.close()  # there is middleware that forgets to close what it has iterated
+
+    def close(self) -> None:
+        """The end of the response, unless it goes on elsewhere."""
+        if self._task.parked is None:
+            self.client.close()
+
+
+def outermost(application: Application) -> Application:
+    """The application, seen from outside all middleware: an offer that arrives here is accepted."""
+
+    def accepting(environ: dict[str, Any], start_response: Any) -> Any:
+        body = application(environ, start_response)
+        if type(body) is Offer:
+            body.accepted = True
+        return body
+
+    return accepting
+
+
+class ParkingTask(WSGITask):
+    """A request whose response may outlive its thread."""
+
+    parked: Parkable | None = None
+    answered = False  # a long poll, by the hub
+    first = b""  # of a stream's response: what the hub sends first
+
+    def service(self) -> None:
+        """As in waitress, but nothing is left to do for a long poll that the hub has answered."""
+        if self.answered:
+            return
+        handed_over = False
+        try:
+            super().service()
+        except Parked:
+            handed_over = True
+            raise
+        finally:
+            if self.parked is not None and not handed_over:  # its headers cannot be sent, or its client has left
+                self.parked.close()
+
+    def get_environment(self) -> dict[str, Any]:
+        """waitress's environ, with the offer to park."""
+        environ: dict[str, Any] = super().get_environment()
+        self.environ = None  # the offer below refers to the task: a cycle would keep every request until a collection
+        environ["pushdemo.park"] = lambda client: Offer(self, client)
+        return environ
+
+    def write(self, data: bytes) -> None:
+        """Write the headers and the first bytes of the body with one `send`, or leave them to the hub."""
+        if self.wrote_header or len(data) > _TOGETHER:
+            super().write(data)
+            return
+        channel = self.channel
+        held: list[bytes] = []
+        channel.held = held
+        try:
+            super().write(data)
+        finally:
+            channel.held = None
+        if self.parked is None:
+            channel.write_soon(b"".join(held))
+        else:
+            self.first = b"".join(held)
+
+    def finish(self) -> None:
+        """The application has had its say: leave, if its response waits."""
+        if self.parked is not None:
+            raise Parked(self)
+        if self.request.command == "HEAD":
+            self.write(b"")  # the headers
+            self.chunked_response = False  # waitress would send the last chunk of a body that must not be there
+        super().finish()
+
+
+class Reception:
+    """What the channels of a listener know as their server: all that waitress's own code asks of one, and our parts."""
+
+    def __init__(self, listener: BaseWSGIServer, hub: Hub, workers: Workers, loop: Loop) -> None:
+        self.adj = listener.adj
+        self.application = listener.application
+        self.effective_port = listener.effective_port
+        self.server_name = listener.server_name
+        self.active_channels = listener.active_channels
+        self.map = listener._map  # by descriptor: listeners and connections, but for those that are parked
+        self.add_task = listener.add_task
+        self.hub = hub
+        self.workers = workers
+        self.loop = loop
+
+    def pull_trigger(self) -> None:
+        """waitress would have its loop look at all connections; each tells the loop itself (`attend`)."""
+
+
+class ParkingChannel(HTTPChannel):
+    """A connection that can leave the server, for good (a stream) or until it is answered (a long poll)."""
+
+    server: Reception
+    socket: Any  # a socket; None once it is another's
+    held: list[bytes] | None = None  # what a task writes together; the worker's
+    watched = 0  # the events that the loop reports; any thread adds, the loop takes away
+    task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
+
+    def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
+        super().__init__(server, sock, addr, server.adj, map=server.map)
+
+    # -- any thread
+
+    def attend(self) -> None:
+        """Have the loop watch for what there is to read or to write."""
+        fd = self._fileno
+        wanted = self._wanted()
+        if fd is not None and wanted & ~self.watched:
+            self.watched |= wanted
+            self.server.loop.watch(fd, self.watched, self)
+
+    def _wanted(self) -> int:
+        return (READ if self.readable() else 0) | (WRITE if self.writable() else 0)
+
+    def del_channel(self, map: dict[int, Any] | None = None) -> None:
+        """Leave waitress's maps, and the loop."""
+        fd = self._fileno
+        super().del_channel(map)
+        if self.watched and fd is not None:
+            self.watched = 0
+            self.server.loop.forget(fd, self)
+
+    # -- the loop
+
+    def begin(self) -> None:
+        """The client has connected, and has mostly sent its request already."""
+        self.ready(self._fileno, READ)
+        self.attend()
+
+    def ready(self, fd: int | None, events: int) -> None:
+        """Read or write what the events allow, and watch no more for what is not wanted."""
+        if fd is None or fd != self._fileno:
+            return  # it is closed or parked, and the report a late one
+        try:
+            if events & READ and self.readable():
+                self.handle_read()
+                events &= ~READ
+            if events & WRITE and self.writable() and self._fileno is not None:
+                self.handle_write()
+                if self.writable():
+                    events &= ~WRITE
+            self._unwatch(fd, events)
+        except Exception:
+            self.handle_error()
+
+    def _unwatch(self, fd: int, events: int) -> None:
+        if self._fileno is None or not events & self.watched:
+            return
+        self.watched &= ~events
+        if self.watched:
+            self.server.loop.watch(fd, self.watched, self)
+        else:
+            self.server.loop.forget(fd, self)
+        self.attend()  # a worker may have ended the request in between, and found it watched
+
+    def handle_read(self) -> None:
+        """As in waitress; but a report may be late, and nothing to read is then no error."""
+        try:
+            data = self.recv(self.adj.recv_bytes)
+        except BlockingIOError:
+            return
+        except OSError:
+            if self.adj.log_socket_errors:
+                self.logger.exception("Socket error")
+            self.handle_close()
+            return
+        if data:
+            self.last_activity = time.time()
+            self.received(data)
+
+    # -- a worker
+
+    def service(self) -> None:
+        """Serve one request; park what waits."""
+        try:
+            super().service()
+        except Parked as parked:
+            self._park(*parked.args)
+        else:
+            self._settle()
+
+    def write_soon(self, data: Any) -> int:
+        """Send what the socket takes; the loop sends the rest."""
+        if self.held is not None:
+            self.held.append(data)
+            return len(data)
+        size: int = super().write_soon(data)
+        if self.total_outbufs_len >= self.adj.send_bytes or self.will_close:
+            self.attend()
+        return size
+
+    def _flush_outbufs_below_high_watermark(self) -> None:
+        if self.total_outbufs_len > self.adj.outbuf_high_watermark:
+            self.attend()  # waitress waits in here until the loop has written
+        super()._flush_outbufs_below_high_watermark()
+
+    def _settle(self) -> None:
+        """A request is over: close the connection if that was the last one, or have the loop see to what is next."""
+        if self.close_when_flushed and not self.total_outbufs_len and not self.watched & WRITE:
+            self.handle_close()
+        else:
+            self.attend()
+
+    def _park(self, task: ParkingTask) -> None:
+        """Give the socket to the hub."""
+        if self.adj.channel_request_lookahead or self.watched & WRITE or self.total_outbufs_len:
+            self.server.loop.call_soon(partial(self._hand_over, task))  # the loop may be reading or writing
+        else:
+            self._hand_over(task)
+
+    def _hand_over(self, task: ParkingTask) -> None:
+        client, sock, hub = task.parked, self.socket, self.server.hub
+        assert client is not None
+        if sock is None or not self.connected or self.will_close:
+            client.close()
+            self.forget()
+            return
+        self.del_channel()
+        unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in self.outbufs) + task.first
+        self.total_outbufs_len = 0
+        if isinstance(client, LongPoll):
+            hub.poll(sock, client, PolledChannel(self, task), unsent=unsent)
+            return
+        self.socket = None
+        self.forget()
+        chunked = task.chunked_response
+        if isinstance(client, Subscription):
+            hub.stream(sock, client, chunked=chunked, unsent=unsent)
+        else:
+            hub.pull(sock, client, chunked=chunked, unsent=unsent, run=self.server.workers.run)
+
+    # -- whoever has it
+
+    def forget(self) -> None:
+        """Nothing is read or written here any more: close the files that waitress may have behind its buffers."""
+        while self.requests:
+            self.requests.pop().close()
+        for outbuf in self.outbufs:
+            outbuf.close()
+
+    def finish(self, task: ParkingTask) -> None:
+        """End the request of a task that has been answered, as waitress ends any: by its own `service`."""
+        self.task_class = partial(_known, task)
+        try:
+            super().service()
+        finally:
+            del self.task_class
+        self._settle()
+
+
+def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) -> ParkingTask:
+    # Before `finish` is over, a worker may have begun with the request behind this one.
+    return task if request is task.request else ParkingTask(channel, request)
+
+
+class PolledChannel:
+    """A channel whose request waits for the answer to a long poll: the hub's side of it."""
+
+    __slots__ = ("_channel", "_task")
+
+    def __init__(self, channel: ParkingChannel, task: ParkingTask) -> None:
+        self._channel = channel
+        self._task = task
+
+    def response(self, body: bytes) -> bytes:
+        """Headers, as waitress writes them for a body of this length, and the body."""
+        self._task.content_length = len(body)
+        header: bytes = self._task.build_response_header()
+        return header + body
+
+    def done(self, rest: bytes) -> None:
+        """Take the connection back; the request ends as any other."""
+        channel, task = self._channel, self._task
+        channel.set_socket(channel.socket)
+        if rest:
+            channel.outbufs[-1].append(rest)
+            channel.total_outbufs_len += len(rest)
+        task.answered = True
+        if len(rest) > channel.adj.outbuf_high_watermark:  # it waits for the client to read, which the hub cannot do
+            channel.server.add_task(Work(partial(channel.finish, task)))
+        else:
+            channel.finish(task)
+
+    def gone(self) -> None:
+        """The socket is closed: nobody is left to serve."""
+        channel = self._channel
+        channel.connected = False
+        channel.socket = None
+        channel.forget()
