@@ -510,6 +510,79 @@ def test_another_user_with_the_same_key_has_another_session(configure: Callable[
     assert [app.get("/numbers?key=K", headers=headers).json["count"] for headers in users] == [1, 3, 3]
 
 
+# Pages of other origins
+
+PAGES = "https://pages.example"
+
+
+@pytest.fixture
+def foreign(sessions: Sessions) -> TestApp:
+    """An application that pages of another origin may read."""
+    config = Configurator(settings={"pushdemo.cors_origins": f"http://other.example {PAGES}"})
+    config.include("pushdemo")
+    config.registry["pushdemo.generators"] = sessions
+    for view in (numbers, failing):
+        config.add_route(view.__name__, f"/{view.__name__}")
+        config.add_view(view, route_name=view.__name__)
+    return TestApp(config.make_wsgi_app())
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/numbers?key=K", "GET", 200),
+        ("/numbers?key=K", "HEAD", 200),
+        ("/numbers?key=K", "DELETE", 204),
+        ("/numbers?key=K&close=1", "POST", 204),
+        ("/numbers?key=K&after=9", "GET", 410),
+        ("/numbers", "GET", 400),
+        ("/numbers?key=K", "PUT", 405),
+        ("/numbers?key=K&transport=pigeon", "GET", 400),
+        ("/numbers?key=K&transport=longpoll", "GET", 200),
+        ("/numbers?key=K&transport=sse", "GET", 200),
+        ("/numbers?key=S&transport=sse&after=9", "GET", 410),
+    ],
+)
+def test_a_page_of_an_origin_that_may_reads_every_answer(foreign: TestApp, path: str, method: str, status: int) -> None:
+    response = foreign.request(path, method=method, headers={"Origin": PAGES}, status=status)
+    assert response.headers.getall("Access-Control-Allow-Origin") == [PAGES]
+    assert response.headers["Access-Control-Expose-Headers"] == "Retry-After"
+    assert "Origin" in response.headers["Vary"]
+    for stranger in ({"Origin": "https://evil.example"}, {}):
+        response = foreign.request(path, method=method, headers=stranger, status=status)
+        assert "Access-Control-Allow-Origin" not in response.headers
+        assert "Origin" in response.headers["Vary"]
+
+
+def test_a_page_of_an_origin_that_may_reads_that_the_generator_has_failed(foreign: TestApp) -> None:
+    foreign.get("/failing?key=K", headers={"Origin": PAGES})
+    response = foreign.get("/failing?key=K", headers={"Origin": PAGES}, status=500)
+    assert response.headers["Access-Control-Allow-Origin"] == PAGES
+    assert response.json["reason"] == "the generator failed"
+
+
+def test_a_preflight_is_answered_and_begins_nothing(foreign: TestApp, app: TestApp, sessions: Sessions) -> None:
+    preflight = {"Origin": PAGES, "Access-Control-Request-Method": "DELETE"}
+    for path in ("/numbers?key=K", "/numbers"):
+        response = foreign.options(path, headers=preflight, status=204)
+        assert response.headers["Access-Control-Allow-Origin"] == PAGES
+        assert response.headers["Access-Control-Allow-Methods"] == "GET, HEAD, OPTIONS, DELETE, POST"
+        assert "Last-Event-ID" in response.headers["Access-Control-Allow-Headers"]
+        assert int(response.headers["Access-Control-Max-Age"]) > 0
+        assert response.body == b""
+    response = app.options("/numbers?key=K", headers=preflight, status=204)
+    assert not [name for name in response.headers if name.startswith("Access-Control")]
+    assert response.headers["Allow"] == "GET, HEAD, OPTIONS, DELETE, POST"
+    assert sessions.info()["open"] == 0
+
+
+@pytest.mark.parametrize(("origin", "status"), [(PAGES, 204), ("https://evil.example", 403)])
+def test_a_beacon_from_an_origin_that_may_ends_the_session(foreign: TestApp, origin: str, status: int) -> None:
+    foreign.get("/numbers?key=K")
+    beacon = {"Sec-Fetch-Site": "cross-site", "Origin": origin}
+    foreign.post("/numbers?key=K&close=1", "", beacon, status=status)
+
+
 # On a real server
 
 
