@@ -63,6 +63,14 @@ class RedisTopic(Topic):
         self._shared = False  # whether the epoch is one of Redis's
         self._told: tuple[int, bool] = self._mark()
 
+    def _begin_in_child(self) -> None:
+        """See Topic. The life of a topic that Redis knows is Redis's."""
+        epoch, history = self.epoch, self._history
+        super()._begin_in_child()
+        self._catching_up = threading.Lock()
+        if self._shared:
+            self.epoch, self._history = epoch, history
+
     # -- what publishers and sources do
 
     def _append(self, body: bytes, kind: Kind) -> Message:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from weakref import WeakValueDictionary
 
+from pushdemo.forking import call_in_child
 from pushdemo.topics.merged import MergedTopic
 from pushdemo.topics.topic import Topic
 
@@ -15,6 +16,11 @@ class Topics(Mapping[str, Topic]):
 
     def __init__(self) -> None:
         self._topics: dict[str, Topic] = {}
+        self._begin_in_child()
+        call_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """Begin without merged topics. In a forked process they would have the ids of the parent's topics."""
         self._lock = threading.Lock()  # guards the next line; a merged topic lives while a client refers to it
         self._merged: WeakValueDictionary[tuple[str, ...], MergedTopic] = WeakValueDictionary()
 

@@ -10,11 +10,21 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Literal
 
+from pushdemo.forking import call_in_child
+
 Kind = Literal["message", "reset", "failing"]
 
 # Held while a message is encoded for the first time in a format: threads that ask at once share one result. Reentrant,
 # since one form can be made from another (a chunk from the bytes within it).
 _encoding = threading.RLock()
+
+
+def _begin_in_child() -> None:
+    global _encoding
+    _encoding = threading.RLock()
+
+
+call_in_child(_begin_in_child)
 
 
 class Message:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from pushdemo.forking import call_in_child
 from pushdemo.topics.topic import Topic
 
 log = logging.getLogger("pushdemo")
@@ -55,6 +56,12 @@ class Producer:
         self.due = 0.0  # when the next value is wanted: kept over a stop, so that a reload does not hurry the source
         self._fresh = True  # since it began to run, it has made a value, or the last one was not old yet
         self.closed = False
+        call_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """In a forked process: the thread is the parent's, and so are the clients."""
+        self.running = False
+        self._left = None
 
     # -- called by the topic, under its lock
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from pushdemo.forking import call_in_child
 from pushdemo.topics import content
 from pushdemo.topics.message import Kind, Message
 
@@ -76,7 +77,7 @@ class Topic:
         self.name = name
         self.content_type = content.check_type(content_type)
         self.clock = clock
-        self.epoch = secrets.token_hex(4)  # the topic's life: a process started anew is another one
+        self.epoch = secrets.token_hex(4)  # the topic's life: a process started anew, or forked, is another one
         self.source: Source | None = None
         self.head = 0  # position of the newest entry; 0: none yet
         self.number = 0  # number of the newest message
@@ -87,6 +88,29 @@ class Topic:
         self.kept = history
         self._listeners: tuple[Callable[[Topic], None], ...] = ()
         self.changed = threading.Condition(threading.Lock())  # guards all of the above, the source's state too
+        call_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """In a forked process: begin another life, without the parent's clients.
+
+        The parent and each child number messages on their own, so that an id of one must mean nothing to the others.
+        """
+        self.changed = threading.Condition(threading.Lock())
+        self._listeners = ()
+        self.clients = 0
+        self.epoch = secrets.token_hex(4)
+        self._history = {
+            position: Message(
+                position,
+                entry.number,
+                f"{self.epoch}-{entry.number}",
+                entry.body,
+                entry.content_type,
+                kind=entry.kind,
+                time=entry.time,
+            )
+            for position, entry in self._history.items()
+        }
 
     # -- what publishers and sources do
 

@@ -36,10 +36,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 # -- the contract of every topic
 
+OTHERS = (
+    "catalogue",
+    "threads_that_encode",
+    "forked",
+)  # tests of the catalogue, of messages, and of lives in a process
 CONTRACT = [
     test
     for name, test in vars(contract).items()
-    if name.startswith("test_") and callable(test) and "catalogue" not in name and "threads_that_encode" not in name
+    if name.startswith("test_") and callable(test) and not any(other in name for other in OTHERS)
 ]
 
 

@@ -16,7 +16,7 @@ from pushdemo.delivery.subscription import Pace, Subscription
 from pushdemo.topics.producer import LINGER, LONGEST_PAUSE, Producer
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import jsonlines
-from tests.support import PATIENCE, threads, wait_until
+from tests.support import PATIENCE, in_child, threads, wait_until
 
 INTERVAL = 5.0
 NAME = "produced"  # of every topic here and of none elsewhere: the source's thread is known by it
@@ -552,3 +552,19 @@ def test_who_starts_a_series_gets_it_from_the_beginning() -> None:
         produce(topic, lambda: (yield from "abc"), interval=None)
         body = b"".join(Subscription(topic, jsonlines, Pace()))
         assert [json.loads(line).get("content") for line in body.splitlines()] == [None, "a", "b", "c", None]
+
+
+def test_a_forked_process_runs_the_source_in_a_thread_of_its_own(time: Time, topic: Topic, series: Series) -> None:
+    produce(topic, series.generate)
+    topic.join()
+    assert entries(topic, 1) == ["value 1"]
+
+    def made_in_child() -> list[str]:
+        topic.join()
+        time.now += INTERVAL
+        with topic.changed:
+            topic.changed.notify_all()
+        return entries(topic, 2)
+
+    assert in_child(made_in_child) == ["value 1", "value 2"]
+    topic.leave()

@@ -13,7 +13,7 @@ from pushdemo.topics.catalog import Topics
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import multipart
-from tests.support import PATIENCE
+from tests.support import PATIENCE, in_child
 
 
 def topic(**options: Any) -> Topic:
@@ -300,3 +300,54 @@ def test_the_catalogue_says_which_topics_there_are() -> None:
         topics["weather"]
     with pytest.raises(ValueError, match="there is a topic news already"):
         topics.add(topic())
+
+
+# -- forks
+
+
+def test_a_forked_process_begins_another_life_with_the_same_messages() -> None:
+    news = topic()
+    ids = [news.publish(text).id for text in "ab"]
+
+    def numbered_on() -> tuple[str, list[bytes], list[str], bool]:
+        last = news.publish("child").id
+        found = after(news, 0)
+        return last, bodies(found), [entry.id for entry in found], news.begin(ids[0]).reset
+
+    last, found, child_ids, reset = in_child(numbered_on)
+    assert news.publish("parent").id == f"{news.epoch}-3"
+    assert not last.startswith(news.epoch)
+    assert found == [b"a", b"b", b"child"]
+    assert {id.partition("-")[0] for id in child_ids} == {last.partition("-")[0]}
+    assert reset, "an id of the parent means nothing there"
+    assert not news.begin(ids[0]).reset
+
+
+def test_two_forked_processes_have_two_epochs() -> None:
+    news = topic()
+    assert len({in_child(lambda: news.epoch), in_child(lambda: news.epoch), news.epoch}) == 3
+
+
+def test_a_forked_process_has_neither_the_parents_clients_nor_its_locks() -> None:
+    news = topic()
+    told: list[str] = []
+    news.listen(lambda topic: told.append(topic.name))
+    news.join()
+    with news.changed:
+        assert in_child(lambda: (news.publish("a").number, news.clients, told)) == (1, 0, [])
+    news.leave()
+
+
+def test_topics_on_one_connection_begin_anew_in_a_forked_process() -> None:
+    topics = Topics()
+    for name in "ab":
+        topics.add(Topic(name)).publish("x")
+    merged = topics.merged("ab")
+    merged.join()
+    id = merged.begin().backlog[-1].id
+
+    def resumed_in_child() -> tuple[bool, bool]:
+        return topics.merged("ab") is merged, topics.merged("ab").begin(id).reset
+
+    assert in_child(resumed_in_child) == (False, True)
+    merged.leave()
