@@ -1,4 +1,4 @@
-"""Sphinx: sphinx-build -W -b html docs build/docs. The pages are Markdown, the reference is made from the docstrings."""
+"""Sphinx: sphinx-build -W -b html docs build/docs. Pages are Markdown; the reference is made from the docstrings."""
 
 from __future__ import annotations
 
