@@ -46,12 +46,12 @@ class Transport(Kind, Protocol):
     def encode(self, message: Message) -> bytes:
         """The message (of kind "message") as it is written."""
 
-    def notice(self, kind: Notice, id: str = "", content_type: str = "", after: str = "") -> bytes:
+    def notice(self, kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
         """What tells a client that the stream lives, had to skip, has a failing source, or is complete.
 
         `id` goes with a "reset" that a message may be long to follow: to come back with it is to go on behind it.
         `content_type` goes with an "end": that of the topic's bodies. `after` is the id of the last message before
-        the notice, for formats whose notices have data.
+        the notice, and `content` the JSON that an "end" brings, for formats whose notices have data.
         """
 
     def retry(self, milliseconds: int) -> bytes:

@@ -34,11 +34,16 @@ def encode(message: Message) -> bytes:
 
 
 def notice(
-    kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "", after: str = ""
+    kind: Literal["heartbeat", "reset", "failing", "end"],
+    id: str = "",
+    content_type: str = "",
+    after: str = "",
+    content: str = "",
 ) -> bytes:
-    """`{"state": ...}`, with `"last_event_id"` where there is one; "end" is `"done"`, the word of the long poll."""
+    """`{"state": ...}`, with `"content"` and `"last_event_id"` where there is one; "end" is `"done"`."""
     last = f', "last_event_id": {json.dumps(id)}' if id else ""
-    return f'{{"state": "{_STATES[kind]}"{last}}}\n'.encode()
+    brought = f', "content": {content}' if content else ""
+    return f'{{"state": "{_STATES[kind]}"{brought}{last}}}\n'.encode()
 
 
 def retry(milliseconds: int) -> bytes:

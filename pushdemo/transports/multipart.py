@@ -57,7 +57,11 @@ def _with_charset(content_type: str) -> str:
 
 
 def notice(
-    kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "", after: str = ""
+    kind: Literal["heartbeat", "reset", "failing", "end"],
+    id: str = "",
+    content_type: str = "",
+    after: str = "",
+    content: str = "",
 ) -> bytes:
     """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary.
 

@@ -59,12 +59,18 @@ def encode(message: Message) -> bytes:
 
 
 def notice(
-    kind: Literal["heartbeat", "reset", "failing", "end"], id: str = "", content_type: str = "", after: str = ""
+    kind: Literal["heartbeat", "reset", "failing", "end"],
+    id: str = "",
+    content_type: str = "",
+    after: str = "",
+    content: str = "",
 ) -> bytes:
     """A comment for the heartbeat; for the others an event of that name with the reason and the id as a JSON object."""
     if kind == "heartbeat":
         return _HEARTBEAT
-    return event(json.dumps({"reason": _REASONS[kind], "last_event_id": id or after or None}), id=id, event=kind)
+    brought = f', "content": {content}' if content else ""
+    told = json.dumps({"reason": _REASONS[kind], "last_event_id": id or after or None})
+    return event(f"{told[:-1]}{brought}}}", id=id, event=kind)
 
 
 def retry(milliseconds: int) -> bytes:

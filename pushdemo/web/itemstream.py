@@ -99,11 +99,11 @@ class ItemStream:
         if answer.items:
             return self._item(answer)
         self._over = True
-        return self._end()
+        return self._end("" if answer.result == "null" else answer.result)
 
-    def _end(self) -> bytes:
+    def _end(self, content: str = "") -> bytes:
         # With an id: a reader that comes back by itself, and had no item, would begin a new session.
-        return self.transport.notice("end", str(self._after))
+        return self.transport.notice("end", str(self._after), content=content)
 
     def _item(self, answer: Answer) -> bytes:
         self._after = answer.given

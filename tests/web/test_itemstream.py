@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +47,10 @@ class Generators:
         yield from range(1, int(request.GET.get("items", 1)) + 1)
         raise RuntimeError("a secret of the inside")
 
+    def summing(self, request: Any) -> Generator[int, None, dict[str, str]]:
+        yield from (1, 2)
+        return {"sum": "3\n"}
+
     def empty(self, request: Any) -> Iterator[int]:
         yield from ()
 
@@ -79,7 +83,7 @@ def app(views: Generators, request: pytest.FixtureRequest) -> Router:
     settings = {"pushdemo.generators.timeout": "1", "pushdemo.heartbeat": "0.2", **getattr(request, "param", {})}
     with Configurator(settings=settings) as config:
         config.include("pushdemo")
-        for name in ("three", "endless", "failing", "slow", "empty", "memorized"):
+        for name in ("three", "endless", "failing", "slow", "empty", "memorized", "summing"):
             config.add_route(name, f"/{name}")
             config.add_view(json_yield(getattr(type(views), name).__get__(views)), route_name=name)
         config.add_route("page", "/page")
@@ -142,6 +146,22 @@ def test_lines(port: int) -> None:
         lines = [json.loads(line) for line in stream(client).splitlines()]
     assert [line["content"] for line in lines if "content" in line] == ["one", "two\nlines", "three"]
     assert lines[-1] == {"state": "done", "last_event_id": "3"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "data"),
+    [
+        ("text/event-stream", lambda body: json.loads(events(body)[-1].data)),
+        ("application/jsonl", lambda body: json.loads(body.splitlines()[-1])),
+    ],
+)
+def test_what_the_generator_returns_comes_with_the_end(port: int, accept: str, data: Any) -> None:
+    with Client(port) as client:
+        client.get("/summing?key=a", f"Accept: {accept}").head()
+        assert data(stream(client))["content"] == {"sum": "3\n"}
+    with Client(port) as client:
+        client.get("/three?key=a", f"Accept: {accept}").head()
+        assert "content" not in data(stream(client))
 
 
 def test_a_poll_is_what_a_poll_was(port: int) -> None:
