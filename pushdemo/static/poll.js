@@ -7,66 +7,116 @@
  * when to repeat one. What must not: the page.
  */
 
-const FIRST_PAUSE = 500; // ms, doubled at each failure in a row
-const LONGEST_PAUSE = 15_000; // ms
+import { duration, growingPause, retryAfter } from "./retry.js";
+
+/**
+ * @typedef {object} Requests  how the requests are made
+ * @property {HeadersInit | (() => HeadersInit | Promise<HeadersInit>)} [headers]  a function is called before each one
+ * @property {RequestCredentials} [credentials]  as `fetch` has it
+ *
+ * @typedef {object} Session
+ * @property {string} key  names the session; a new key begins one
+ * @property {number} [after]  how many of its items the page has already
+ * @property {number} [max]  up to how many items to take at once; `content` is then a list
+ * @property {AbortSignal} [signal]  ends the polls; the session lives on until its timeout, see `cancel`
+ * @property {(retry: {reason: string, pause: number}) => void} [onretry]  a poll failed and comes again in `pause` ms
+ */
+const PAUSES = { first: 500, longest: 15_000 }; // ms
 const MISDIRECTED = 421; // the session is in another process, to which a balancer may send the next poll
-const MISDIRECTED_PAUSE = 200; // ms
+const MISDIRECTED_PAUSES = { first: 250, longest: 250 }; // ms
 const MISDIRECTED_FOR = 5_000; // ms from the first such answer until it is final
 const PASSING = new Set([408, 409, 429, 502, 503, 504]); // the same poll may succeed later
 
-/** The server's word that it will not answer this poll, now or later: `status`, its sentence, the session's `count`. */
+/**
+ * The server will not answer this poll, now or later. `message` has its reason; `status` is the HTTP status, `count` the
+ * session's number of items, `address` where a page came from in place of the answer, such as a login page.
+ */
 export class Refusal extends Error {
-  constructor(status, { reason, count = 0 }) {
+  /**
+   * @param {number} status
+   * @param {{reason?: string, count?: number, address?: string}} body
+   */
+  constructor(status, { reason, count = 0, address }) {
     super(reason ?? `the server answered ${status}`);
     this.status = status;
     this.count = count;
+    this.address = address;
   }
 }
 
 /**
- * The answers of a generator session, until its generator ends.
+ * Yields the answers of a generator session, until its generator ends.
  *
  * @param {string} url  the view
- * @param {object} options
- * @param {string} options.key  names the session; a new key begins one
- * @param {number} [options.after]  how many of its items the page has already
- * @param {number} [options.max]  up to how many items to take at once; `content` is then a list
- * @param {AbortSignal} [options.signal]  ends the polls; the session lives on until its timeout, see `cancel`
- * @param {(retry: {reason: string, pause: number}) => void} [options.onretry]  a poll failed and comes again in `pause` ms
- * @yields {{content: *, count: number}}
- * @returns {*} what the generator has returned
+ * @param {Session & Requests} options
+ * @returns {AsyncGenerator<{content: any, count: number}, any, undefined>}  it returns what the generator has returned
  * @throws {Refusal}
+ * @throws {TypeError} for an option that cannot be
  */
-export async function* poll(url, { key, after = 0, max, signal, onretry = () => {} }) {
+export async function* poll(url, { key, after = 0, max, signal, onretry = () => {}, ...requests }) {
+  checkCount("after", after, 0);
+  if (max !== undefined) checkCount("max", max, 1);
   for (;;) {
     const query = new URLSearchParams({ key, after, ...(max && { max }) });
-    const answer = await ask(`${url}?${query}`, signal, onretry);
+    const answer = await ask(`${url}?${query}`, { signal, onretry, requests });
     if (answer.state === "done") return answer.content;
     after = answer.count;
     yield answer;
   }
 }
 
-/** A key that nobody guesses. `crypto.randomUUID` is there on https and on localhost only. */
+function checkCount(name, value, least) {
+  if (Number.isSafeInteger(value) && value >= least) return;
+  throw new TypeError(`${name} ${String(value)}: must be a whole number, ${least} or more`);
+}
+
+/**
+ * Returns a key that nobody guesses. `crypto.randomUUID` exists on https and on localhost only.
+ *
+ * @returns {string}
+ */
 export function newKey() {
   if (crypto.randomUUID) return crypto.randomUUID();
   const bytes = Array.from(crypto.getRandomValues(new Uint8Array(16)));
   return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Ends a session: its generator's work stops at its next `yield`. */
-export async function cancel(url, key) {
-  const response = await fetch(`${url}?${new URLSearchParams({ key })}`, { method: "DELETE", keepalive: true });
+/**
+ * Ends a session: its generator's work stops at its next `yield`.
+ *
+ * @param {string} url
+ * @param {string} key
+ * @param {Requests} [requests]
+ * @returns {Promise<void>}
+ * @throws {Refusal}
+ */
+export async function cancel(url, key, requests = {}) {
+  const init = { ...(await prepared(requests)), method: "DELETE", keepalive: true };
+  const response = await fetch(`${url}?${new URLSearchParams({ key })}`, init);
   if (!response.ok) throw new Refusal(response.status, await response.json().catch(() => ({})));
+  if (response.redirected) throw stranger(response);
 }
 
-/** Ends a session while the page closes, when nothing waits for an answer any more. */
+/**
+ * Ends a session while the page closes, when nothing waits for an answer any more. It sends no headers.
+ *
+ * @param {string} url
+ * @param {string} key
+ * @returns {void}
+ */
 export function leave(url, key) {
-  navigator.sendBeacon(`${url}?${new URLSearchParams({ key, close: 1 })}`);
+  navigator.sendBeacon(`${url}?${new URLSearchParams({ key, close: "1" })}`);
 }
 
-/** Waits, unless `signal` ends the wait, which is then an AbortError. */
+/**
+ * Waits `ms`. Where `signal` is aborted before, it throws the signal's reason.
+ *
+ * @param {number} ms
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<void>}
+ */
 export function sleep(ms, signal) {
+  const delay = duration("sleep", ms, 0);
   return new Promise((resolve, reject) => {
     signal?.throwIfAborted();
     const stop = () => {
@@ -76,43 +126,57 @@ export function sleep(ms, signal) {
     const timer = setTimeout(() => {
       signal?.removeEventListener("abort", stop);
       resolve();
-    }, ms);
+    }, delay);
     signal?.addEventListener("abort", stop, { once: true });
   });
 }
 
-async function ask(address, signal, onretry) {
+async function ask(address, { signal, onretry, requests }) {
   let misdirectedSince;
   for (let failures = 0; ; failures += 1) {
-    const { answer, refusal, reason, retryAfter } = await attempt(address, signal);
+    const { answer, refusal, reason, told = 0 } = await attempt(address, signal, requests);
     if (answer) return answer;
-    let growing = Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** failures);
+    let pauses = PAUSES;
     if (refusal?.status === MISDIRECTED) {
       // fetch itself has tried another connection (Fetch standard, section 4.6).
       misdirectedSince ??= performance.now();
       if (performance.now() - misdirectedSince >= MISDIRECTED_FOR) throw refusal;
-      growing = MISDIRECTED_PAUSE;
+      pauses = MISDIRECTED_PAUSES;
     }
-    // Spread, so that the pages of a server that was away do not all come back at the same moment.
-    const pause = Math.max(growing * (0.75 + Math.random() / 2), 1000 * retryAfter);
+    const pause = Math.max(growingPause(failures, pauses), told);
     onretry({ reason, pause });
     await sleep(pause, signal);
   }
 }
 
-/** One request: its answer, or why there is none yet; throws what will not change by asking again. */
-async function attempt(address, signal) {
+/** Makes one request. Returns its answer, or why there is none yet; throws what will not change by asking again. */
+async function attempt(address, signal, requests) {
   let response;
   try {
     // no-store: Firefox lets a second request for one address wait for the first.
-    response = await fetch(address, { cache: "no-store", signal });
-    if (response.ok) return { answer: await response.json() };
+    response = await fetch(address, { ...(await prepared(requests)), cache: "no-store", signal });
+    if (response.ok && isJson(response)) return { answer: await response.json() };
   } catch (error) {
     signal?.throwIfAborted();
-    return { reason: error.message, retryAfter: 0 };
+    return { reason: error.message };
   }
+  if (response.ok) throw stranger(response);
   const body = await response.json().catch(() => ({}));
   const refusal = new Refusal(response.status, body);
   if (response.status !== MISDIRECTED && !PASSING.has(response.status)) throw refusal;
-  return { refusal, reason: refusal.message, retryAfter: Number(response.headers.get("Retry-After")) || 0 };
+  return { refusal, reason: refusal.message, told: retryAfter(response) };
+}
+
+async function prepared({ headers, credentials }) {
+  return { headers: typeof headers === "function" ? await headers() : headers, credentials };
+}
+
+function isJson(response) {
+  return (response.headers.get("Content-Type") ?? "").toLowerCase().startsWith("application/json");
+}
+
+/** What a successful answer of another kind means: a login page, say. */
+function stranger({ status, url, headers }) {
+  const reason = `expected application/json, got ${headers.get("Content-Type") ?? "no type"} from ${url}`;
+  return new Refusal(status, { reason, address: url });
 }

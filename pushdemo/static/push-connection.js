@@ -5,12 +5,16 @@
  * (push.js).
  */
 
-/** Why a connection is over: `state` is the subscription's next one, or "stalled" or "buffered" for a silent stream. */
+import { retryAfter, timerDelay } from "./retry.js";
+
+/**
+ * Why a connection, or a turn of the subscription, is over. `state` is the subscription's next one, or "stalled" or
+ * "buffered" for a silent stream, "reset" where the page's state must be loaded again, "again" for nothing special.
+ */
 export class Stop extends Error {
-  constructor(state, reason, retry) {
+  constructor(state, code = state, reason = "", detail = {}) {
     super(reason);
-    this.state = state;
-    this.retry = retry;
+    Object.assign(this, { state, code }, detail); // retry (ms), status, address
   }
 }
 
@@ -28,42 +32,96 @@ export class Connection {
     this.retry = undefined; // ms: the pause that the server asked for
   }
 
+  /** Reads until the connection ends. Returns why it ended. */
+  async run(read) {
+    try {
+      await read(this);
+      return new Stop("waiting", "server-ended", "the server ended the connection", { retry: this.retry });
+    } catch (error) {
+      const stop = this.stopped ?? error;
+      if (stop instanceof Stop) return stop;
+      return new Stop("waiting", "connection-lost", `the connection was lost: ${error.message}`, { retry: this.retry });
+    } finally {
+      this.stop();
+    }
+  }
+
   stop(why) {
     clearTimeout(this.timer);
     this.stopped ??= why;
     this.controller.abort();
   }
 
-  address() {
-    const { url, lastEventId } = this.subscription;
+  address(parameters = {}) {
+    const { url, cursor } = this.subscription;
     const address = new URL(url);
     address.searchParams.delete("transport"); // it would beat Accept, and a stream may need a poll in its place
-    if (lastEventId) address.searchParams.set("last_event_id", lastEventId);
+    const last = cursor.toString();
+    if (last) address.searchParams.set("last_event_id", last);
+    for (const [name, value] of Object.entries(parameters)) address.searchParams.set(name, value);
     return address;
   }
 
-  /** The topics that are known to be on this connection: by the address, or by an id, which covers them all. */
+  /** The names of the topics that are known to be on this connection: by its address, or by their ids. */
   topics() {
-    const { url, lastEventId } = this.subscription;
-    const covered = (lastEventId ?? "").matchAll(/([^:,]+):/g);
-    return [...url.searchParams.getAll("topic"), ...Array.from(covered, ([, name]) => name)];
+    const { url, cursor } = this.subscription;
+    return [...url.searchParams.getAll("topic"), ...cursor.named().map(([name]) => name)];
   }
 
   /** Whether the page has said that this topic is plain text. */
   isText(topic) {
-    const { text } = this.subscription;
+    const { text } = this.subscription.options;
     return Array.isArray(text) ? text.includes(topic) : text;
   }
 
   /** Asks for the topic in the format `accept`; throws a Stop where the answer is another. */
   async request(accept, signal = this.signal) {
+    const { credentials } = this.subscription.options;
+    const headers = await this.headers(accept);
     // Firefox makes a second request for one URL wait until the first has ended, unless neither may use the cache.
-    const response = await fetch(this.address(), { cache: "no-store", headers: { Accept: accept }, signal });
+    const response = await fetch(this.address(), { cache: "no-store", headers, credentials, signal });
     if (response.status === 204) throw new Stop("ended");
-    if (!response.ok) throw await refusal(response);
+    if (!response.ok) throw await this.refusal(response);
     const type = response.headers.get("Content-Type") ?? "no type";
-    if (!type.toLowerCase().startsWith(accept)) throw new Stop("waiting", `expected ${accept}, got ${type}`);
+    if (!type.toLowerCase().startsWith(accept)) throw this.stranger(response, `expected ${accept}, got ${type}`);
+    this.subscription.renewed = false;
     return response;
+  }
+
+  async headers(accept) {
+    const { headers } = this.subscription.options;
+    try {
+      const made = new Headers(typeof headers === "function" ? await headers() : headers);
+      made.set("Accept", accept);
+      return made;
+    } catch (error) {
+      throw new Stop("waiting", "headers-failed", `the page's headers could not be made: ${error?.message ?? error}`);
+    } finally {
+      this.signal.throwIfAborted();
+    }
+  }
+
+  /** What an answer that is no success means for the subscription. */
+  async refusal(response) {
+    const { status, statusText } = response;
+    const { subscription } = this;
+    const passing = status >= 500 || [408, 425, 429].includes(status);
+    const code = { 401: "unauthorized", 403: "forbidden" }[status] ?? "refused";
+    const reason = (await explanation(response)) || `the server answered ${status} ${statusText}`.trim();
+    const detail = { status, retry: retryAfter(response), ...(response.redirected && { address: response.url }) };
+    if (code !== "refused" && typeof subscription.options.headers === "function" && !subscription.renewed) {
+      subscription.renewed = true;
+      return new Stop("waiting", code, reason, { ...detail, retry: 0 });
+    }
+    return new Stop(passing ? "waiting" : "failed", code, reason, detail);
+  }
+
+  /** What a successful answer that is no stream means: a login page, or once in a while a proxy's page. */
+  stranger({ redirected, url }, reason) {
+    const detail = { address: url };
+    if (redirected) return new Stop("failed", "login", `the server sent the request on to ${url}: ${reason}`, detail);
+    const state = this.subscription.strangers++ ? "failed" : "waiting";
+    return new Stop(state, "unexpected-answer", `${reason} from ${url}`, detail);
   }
 
   /** Asks for a stream. Without a sign of life it is stale after one and a half heartbeats and given up after two. */
@@ -75,22 +133,25 @@ export class Connection {
 
   listen() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
+    if (this.signal.aborted) return;
+    const stale = () => {
       if (this.bytes) this.subscription.tell("stale");
       this.timer = setTimeout(() => this.stop(this.silence()), this.heartbeat / 2);
-    }, 1.5 * this.heartbeat);
+    };
+    this.timer = setTimeout(stale, timerDelay(1.5 * this.heartbeat));
   }
 
   silence() {
     const seconds = (2 * this.heartbeat) / 1000;
     const reason = `nothing came for ${seconds} s, as if something on the way holds the stream back`;
-    return new Stop(this.bytes ? "stalled" : "buffered", reason);
+    return new Stop(this.bytes ? "stalled" : "buffered", "held-back", reason);
   }
 
   /** The server has answered. */
   heard() {
     this.bytes = true;
-    this.subscription.tell(this.failing ? "failing" : "live");
+    this.subscription.strangers = 0;
+    if (!this.signal.aborted) this.subscription.tell(this.failing ? "failing" : "live");
   }
 
   /** Something has come over the stream itself. */
@@ -105,28 +166,35 @@ export class Connection {
   }
 
   deliver(message) {
+    if (this.signal.aborted) return;
+    message.id ??= "";
     this.messages += 1;
     this.failing = false;
     this.heard();
     this.subscription.deliver(message);
   }
 
-  reset() {
-    this.subscription.reset();
+  /** Messages were missed; `ids` is where the server goes on. Where the page loads its state again, this is the end. */
+  reset(ids) {
+    if (this.signal.aborted) return;
+    this.subscription.reset(ids);
+    if (!this.subscription.loaded) this.stop(new Stop("reset", "load-failed", "the loaded state is older than the history"));
   }
 
-  /** Without a message, but with the id to come back with. */
-  resumeAfter(id) {
-    if (id) this.subscription.resumeAfter(id);
+  /** The stream begins at `ids`: also those topics have an id now that have had no message. */
+  begin(ids) {
+    if (ids && !this.signal.aborted) this.subscription.begin(ids);
   }
-}
 
-/** What an answer that is no success means for the subscription. */
-async function refusal(response) {
-  const { status, statusText, headers } = response;
-  const passing = status >= 500 || [408, 425, 429].includes(status);
-  const reason = (await explanation(response)) || `the server answered ${status} ${statusText}`.trim();
-  return new Stop(passing ? "waiting" : "failed", reason, retryAfter(headers.get("Retry-After")));
+  /** Without a message, but with the ids to come back with. */
+  resumeAfter(ids) {
+    if (ids && !this.signal.aborted) this.subscription.resumeAfter(ids);
+  }
+
+  /** The server asked for a pause of `ms` before the next connection. */
+  pauseFor(ms) {
+    if (typeof ms === "number") this.retry = timerDelay(ms);
+  }
 }
 
 /** The reason in a plain text or in a JSON object's `message`; nothing from a page that a proxy made. */
@@ -138,13 +206,6 @@ async function explanation(response) {
   } catch {
     return "";
   }
-}
-
-/** RFC 9110, 10.2.3: seconds or a date. Here: milliseconds, or undefined. */
-function retryAfter(value) {
-  if (!value) return undefined;
-  const pause = /^\d+$/.test(value) ? 1000 * Number(value) : Date.parse(value) - Date.now();
-  return Number.isNaN(pause) ? undefined : Math.max(0, pause);
 }
 
 /** A stream's bytes, taken by lines and by counts wherever the network tears them. */
@@ -164,22 +225,22 @@ class Incoming {
     return value;
   }
 
-  /** The next line without its end, or null where the stream ends before the line does. */
+  /** The next line without its end, or null where the stream ends before the line does. Each byte is read once. */
   async line() {
-    let end = this.rest.indexOf(10);
-    while (end < 0) {
+    const decoder = new TextDecoder();
+    let line = "";
+    for (;;) {
+      const end = this.rest.indexOf(10);
+      if (end >= 0) {
+        line += decoder.decode(this.rest.subarray(0, end));
+        this.rest = this.rest.subarray(end + 1);
+        return line.endsWith("\r") ? line.slice(0, -1) : line;
+      }
+      line += decoder.decode(this.rest, { stream: true });
       const chunk = await this.chunk();
       if (!chunk) return null;
-      const found = chunk.indexOf(10);
-      if (found >= 0) end = this.rest.length + found;
-      const joined = new Uint8Array(this.rest.length + chunk.length);
-      joined.set(this.rest);
-      joined.set(chunk, this.rest.length);
-      this.rest = joined;
+      this.rest = chunk;
     }
-    const line = new TextDecoder().decode(this.rest.subarray(0, end));
-    this.rest = this.rest.subarray(end + 1);
-    return line.endsWith("\r") ? line.slice(0, -1) : line;
   }
 
   /** The next `count` bytes, or null where the stream ends before. */

@@ -7,25 +7,29 @@
  */
 
 import { Stop } from "./push-connection.js";
+import { timerDelay } from "./retry.js";
 
 export const READERS = { multipart: readMultipart, sse: readEvents, jsonlines: readLines, longpoll: readPolls };
 
 const POLL_PATIENCE = 120_000; // ms, or 8 heartbeats: a poll that takes longer has lost its server
+const POLL_STATES = ["ready", "waiting", "failing", "done"];
 const AT_ONCE = 1000; // ms: a poll that takes longer has waited for its message
 
 async function readMultipart(connection) {
   const { type, incoming } = await connection.stream("multipart/x-mixed-replace");
   const boundary = /boundary=(?:"([^"]+)"|([^";\s]+))/i.exec(type);
-  if (!boundary) throw new Stop("waiting", `no boundary in ${type}`);
+  if (!boundary) throw unexpected(`no boundary in ${type}`);
   const delimiter = `--${boundary[1] ?? boundary[2]}`;
   let line = await incoming.line();
   while (line !== null && !line.startsWith(delimiter)) line = await incoming.line(); // the preamble
   while (line === delimiter) line = await readPart(connection, incoming);
   if (line === `${delimiter}--`) throw new Stop("ended");
-  if (line !== null) throw new Stop("waiting", `expected the boundary, got ${line.slice(0, 60)}`);
+  if (line !== null) throw unexpected(`expected the boundary, got ${line.slice(0, 60)}`);
 }
 
-/** Reads one part, and gives the line behind it. Lines of its header block may come long before the rest. */
+const unexpected = (reason) => new Stop("waiting", "unexpected-answer", reason);
+
+/** Reads one part, and returns the line after it. Lines of its header block may come long before the rest. */
 async function readPart(connection, incoming) {
   const headers = new Map();
   let line;
@@ -33,20 +37,21 @@ async function readPart(connection, incoming) {
     const colon = line.indexOf(":");
     const [name, value] = [line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim()];
     headers.set(name, value);
-    if (name === "x-reset") {
-      connection.reset();
-      connection.resumeAfter(headers.get("x-last-event-id")); // not before: who goes on from there must have been told
-    }
+    if (name === "x-last-event-id") connection.begin(value);
+    if (name === "x-reset") connection.reset(headers.get("x-last-event-id"));
     if (name === "x-failing") connection.fail();
-    if (name === "x-retry") connection.retry = Number(value);
+    if (name === "x-retry") connection.pauseFor(Number(value));
   }
   if (line === null) return null;
   // Without a length the part is empty: its boundary line was sent ahead, and then the source finished.
   if (!headers.has("content-length")) return incoming.line();
-  const body = await incoming.take(Number(headers.get("content-length")));
+  const length = headers.get("content-length");
+  if (!/^\d+$/.test(length)) throw unexpected(`expected a part's length, got ${length.slice(0, 60)}`);
+  const body = await incoming.take(Number(length));
   if (body === null) return null;
   const content = contentOf(headers.get("content-type"), body);
-  connection.deliver({ id: headers.get("x-message-id"), topic: headers.get("x-topic"), content });
+  const [id, topic, event] = ["x-message-id", "x-topic", "x-event"].map((name) => headers.get(name));
+  connection.deliver({ id, topic, event, content });
   const end = await incoming.line();
   return end === "" ? incoming.line() : end;
 }
@@ -65,12 +70,12 @@ async function readLines(connection) {
   }
 }
 
-function readItem(connection, { state, retry, last_event_id: last, id, topic, content }) {
-  connection.resumeAfter(last);
-  if (state === undefined) connection.deliver({ id, topic, content });
-  else if (state === "reset") connection.reset();
+function readItem(connection, { state, retry, last_event_id: last, id, topic, event, content }) {
+  if (state === undefined) connection.deliver({ id, topic, event, content });
+  else if (state === "begin") connection.begin(last);
+  else if (state === "reset") connection.reset(last);
   else if (state === "failing") connection.fail();
-  else if (state === "waiting") connection.retry = retry;
+  else if (state === "waiting") connection.pauseFor(retry);
   else if (state === "done") throw new Stop("ended");
 }
 
@@ -78,23 +83,26 @@ async function readPolls(connection) {
   for (;;) {
     const { atOnce, messages } = await poll(connection);
     connection.healthy ||= !atOnce;
-    if (atOnce && !messages) throw new Stop("waiting", "the server answered without a message");
+    if (atOnce && !messages) throw new Stop("waiting", "empty-answer", "the server answered without a message");
   }
 }
 
-/** Asks once and delivers what comes; says how many messages came, and whether at once. */
-async function poll(connection) {
+/** Asks once and delivers what comes. Returns how many messages came, and whether they came at once. */
+export async function poll(connection) {
   const asked = performance.now();
-  const patience = AbortSignal.timeout(Math.max(POLL_PATIENCE, 8 * connection.heartbeat));
+  const patience = AbortSignal.timeout(timerDelay(Math.max(POLL_PATIENCE, 8 * connection.heartbeat)));
   const response = await connection.request("application/json", AbortSignal.any([connection.signal, patience]));
   const { state, messages = [], last_event_id: last, reset, failing, retry } = await response.json();
+  if (!POLL_STATES.includes(state)) throw connection.stranger(response, "expected an answer to a poll, got other JSON");
   connection.heard();
-  if (reset) connection.reset();
-  for (const { id, topic, content } of messages) connection.deliver({ id, topic, content });
+  if (reset) connection.reset(messages.length ? undefined : last);
+  for (const { id, topic, event, content } of messages) connection.deliver({ id, topic, event, content });
   connection.resumeAfter(last); // also where nothing came: the next poll goes on from here
   if (failing || state === "failing") connection.fail();
   if (state === "done") throw new Stop("ended");
-  if (retry !== undefined) throw new Stop("waiting", "the server asked for a pause", retry);
+  if (retry !== undefined) {
+    throw new Stop("waiting", "server-pause", "the server asked for a pause", { retry: timerDelay(retry) });
+  }
   return { atOnce: performance.now() - asked < AT_ONCE, messages: messages.length };
 }
 
@@ -107,34 +115,53 @@ async function readEvents(connection) {
     const { refused } = await listenTo(connection);
     if (!refused && !connection.bytes) throw connection.silence();
     const { atOnce, messages } = await poll(connection);
-    if (refused) throw new Stop("stalled", "a stream of events was refused, a poll was not");
+    if (refused) throw new Stop("stalled", "stream-refused", "a stream of events was refused, a poll was not");
     if (atOnce && messages) throw connection.silence();
   }
 }
 
-/** Delivers an EventSource's events until it is refused, or silent for two heartbeats. */
+/**
+ * Delivers an EventSource's events until it is refused, or silent for two heartbeats.
+ *
+ * It hides the field `topic`, so each topic's name is asked for as the name of its events. Where there are several, the
+ * stream begins with all their ids, and so with their names. A browser would come back with the last id alone, which is
+ * that of one topic: such a stream is made again by push.js instead.
+ */
 function listenTo(connection) {
   connection.signal.throwIfAborted();
-  const source = new EventSource(connection.address());
+  const { credentials, events } = connection.subscription.options;
+  const address = connection.address({ ids: "topic", events: "topic" });
+  const source = new EventSource(address, { withCredentials: credentials === "include" });
+  const topics = new Set();
   let timer;
   return new Promise((resolve, reject) => {
     let open = false;
     const wait = () => {
       clearTimeout(timer);
-      timer = setTimeout(() => resolve({ refused: false }), 2 * connection.heartbeat);
+      timer = setTimeout(() => resolve({ refused: false }), timerDelay(2 * connection.heartbeat));
     };
     const on = (name, act) => source.addEventListener(name, act);
     const message = ({ type, lastEventId, data }) => {
       wait();
       connection.flowed();
-      const topic = type === "message" ? undefined : type;
-      connection.deliver({ id: lastEventId, topic, content: connection.isText(topic) ? data : valueOf(data) });
+      const topic = topics.has(type) ? type : undefined;
+      const event = topic === undefined && type !== "message" ? type : undefined;
+      const content = connection.isText(topic) ? data : valueOf(data);
+      connection.deliver({ id: lastEventId, topic, event, content });
     };
-    for (const name of ["message", ...connection.topics()]) on(name, message);
-    on("reset", ({ lastEventId }) => {
-      connection.reset();
-      connection.resumeAfter(lastEventId);
+    const listen = (names) => {
+      for (const name of names) {
+        if (!topics.has(name)) on(name, message);
+        topics.add(name);
+      }
+    };
+    for (const name of ["message", ...events]) on(name, message);
+    listen(connection.topics());
+    on("begin", ({ lastEventId }) => {
+      connection.begin(lastEventId);
+      listen(connection.topics());
     });
+    on("reset", ({ lastEventId }) => connection.reset(lastEventId));
     on("failing", () => connection.fail());
     on("end", () => reject(new Stop("ended")));
     on("open", () => {
@@ -143,10 +170,12 @@ function listenTo(connection) {
       connection.heard();
     });
     on("error", () => {
+      const lost = new Stop("waiting", "connection-lost", "the connection was lost");
       // Once the browser may connect again by itself, after the server's own pause; then the growing pause is ours.
       if (!open || source.readyState === EventSource.CLOSED) return resolve({ refused: true });
+      if (topics.size) return reject(lost);
       open = false;
-      connection.subscription.tell("waiting", { reason: "the connection was lost" });
+      connection.subscription.tell("waiting", lost);
     });
     connection.signal.addEventListener("abort", () => reject(connection.stopped));
     wait();

@@ -22,7 +22,7 @@ require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "
 PAGES = ("/", "/load", "/primes", "/document", "/job", "/status")
 WIDTHS = {"wide": 1280, "narrow": 360}
 BOUND = 60.0  # seconds: a browser on a busy machine takes its time
-NPM = "npm && npm install --no-save axe-core puppeteer-core"
+NPM = "npm && npm install --no-save axe-core puppeteer-core typescript@5"
 
 
 def node_module(path: str) -> Path | None:

@@ -14,9 +14,7 @@ from tests.static.engines import HERE, Browser, Engine, Node
 from tests.static.wire import Wire
 
 STATIC = Path(__file__).parents[2] / "pushdemo" / "static"
-FILES = {
-    f"/static/{name}": STATIC / name for name in ("push.js", "push-connection.js", "push-transports.js", "poll.js")
-}
+FILES = {f"/static/{path.name}": path for path in STATIC.glob("*.js")}
 PAGE = {"/drive.mjs": HERE / "drive.mjs", "/": HERE / "browser.html"}
 
 
@@ -48,9 +46,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     if program is None:
         absent("node", "install Node.js 20 or newer (Debian: apt install nodejs)")
     folder = tmp_path_factory.mktemp("static")
-    for path in FILES.values():
+    for path in (*FILES.values(), STATIC / "package.json"):  # the latter says that these are modules
         shutil.copy(path, folder)
-    (folder / "package.json").write_text('{"type": "module"}')  # what `<script type="module">` says to a browser
     engine = Node(program, folder)
     yield engine
     engine.close()

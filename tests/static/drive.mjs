@@ -15,8 +15,10 @@ export function drive(modules, send) {
         if (options.closeAfter === message.id) subscriptions.get(name).close();
         if (options.throwAt === message.id) throw new Error("the page's own mistake");
       };
+      const handlers = { onmessage, onstate: say("state"), onreset: say("reset") };
+      if (options.named) handlers.onevent = say("event");
       try {
-        subscriptions.set(name, subscribe(url, { ...options, onmessage, onstate: say("state"), onreset: say("reset") }));
+        subscriptions.set(name, subscribe(url, { ...revived(options, say), ...handlers }));
       } catch (error) {
         send({ name, thrown: String(error) });
       }
@@ -64,6 +66,24 @@ export function drive(modules, send) {
     },
   };
   return (command) => commands[command.do](command);
+}
+
+/**
+ * What JSON cannot carry: `{number: "NaN"}`; and functions, whose calls return one of a list after the other, and the
+ * last one again and again. `load: ["e-1"]` returns ids; `headers: {calls: [{A: "1"}]}` returns headers. An Error is
+ * `{error: "..."}`.
+ */
+function revived({ named, ...options }, say) {
+  const calls = (kind, list) => async () => {
+    const value = list.length > 1 ? list.shift() : list[0];
+    say(kind)(value);
+    if (value?.error) throw new TypeError(value.error);
+    return value;
+  };
+  for (const [name, value] of Object.entries(options)) if (value?.number) options[name] = Number(value.number);
+  if (Array.isArray(options.load)) options.load = calls("load", options.load);
+  if (options.headers?.calls) options.headers = calls("headers", options.headers.calls);
+  return options;
 }
 
 /**

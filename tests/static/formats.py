@@ -16,6 +16,7 @@ class Sent:
     id: str
     content: Any
     topic: str = ""
+    event: str = ""
 
     @property
     def body(self) -> bytes:
@@ -23,7 +24,8 @@ class Sent:
 
     @property
     def item(self) -> dict[str, Any]:
-        return {"id": self.id, "content": self.content} | ({"topic": self.topic} if self.topic else {})
+        named = {"topic": self.topic, "event": self.event}
+        return {"id": self.id, "content": self.content} | {key: name for key, name in named.items() if name}
 
 
 class Multipart:
@@ -39,7 +41,11 @@ class Multipart:
         content_type = "application/xml" if isinstance(sent.content, str) else "application/json"
         head = f"Content-Type: {content_type}\r\nContent-Length: {len(sent.body)}\r\nX-Message-Id: {sent.id}\r\n"
         topic = f"X-Topic: {sent.topic}\r\n" if sent.topic else ""
+        topic += f"X-Event: {sent.event}\r\n" if sent.event else ""
         return f"{head}{topic}\r\n".encode() + sent.body + f"\r\n--{BOUNDARY}\r\n".encode()
+
+    def begin(self, ids: str) -> bytes:
+        return f"X-Last-Event-Id: {ids}\r\n".encode()
 
     def reset_to(self, id: str) -> bytes:
         return f"X-Last-Event-Id: {id}\r\n".encode() + self.reset
@@ -58,9 +64,12 @@ class Events:
     end = b'event: end\ndata: {"last_event_id": null}\n\n'
 
     def message(self, sent: Sent) -> bytes:
-        event = f"event: {sent.topic}\n" if sent.topic else ""
+        event = f"event: {sent.topic or sent.event}\n" if sent.topic or sent.event else ""
         data = "".join(f"data: {line}\n" for line in sent.body.decode().split("\n"))
         return f"id: {sent.id}\n{event}{data}\n".encode()
+
+    def begin(self, ids: str) -> bytes:
+        return f'id: {ids}\nevent: begin\ndata: {{"last_event_id": "{ids}"}}\n\n'.encode()
 
     def reset_to(self, id: str) -> bytes:
         return f"id: {id}\n".encode() + self.reset
@@ -80,6 +89,9 @@ class Lines:
 
     def message(self, sent: Sent) -> bytes:
         return json.dumps(sent.item, ensure_ascii=False).encode() + b"\n"
+
+    def begin(self, ids: str) -> bytes:
+        return json.dumps({"state": "begin", "last_event_id": ids}).encode() + b"\n"
 
     def reset_to(self, id: str) -> bytes:
         return json.dumps({"state": "reset", "last_event_id": id}).encode() + b"\n"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.static.engines import BOUND, Browser, Engine, Node
 from tests.static.formats import STREAMS, poll
-from tests.static.scripts import HARD, answers, hangs, never, says
+from tests.static.scripts import HARD, answers, hangs, never, refuses, says
 from tests.static.wire import Exchange, Wire
 
 
@@ -142,3 +142,22 @@ def test_a_page_that_is_seen_again_soon_does_not_pause(chromium: Browser, wire: 
     chromium.driver.switch_to.window(page)
     watch.state("ended")
     assert "paused" not in [state["state"] for state in watch.states]
+
+
+@pytest.mark.parametrize("event", ["online", "visible"])
+def test_the_pause_ends_when_the_page_is_online_again_or_seen(chromium: Browser, wire: Wire, event: str) -> None:
+    down = refuses(503, "down", Retry_After="3600")
+    watch = chromium.subscribe(wire.on(f"/{event}", down, says("multipart", STREAMS["multipart"].end), never))
+    assert watch.state("waiting")["retry"] == 3_600_000
+    driver = chromium.driver
+    if event == "visible":
+        page = driver.current_window_handle
+        driver.switch_to.new_window("tab")
+        driver.close()
+        driver.switch_to.window(page)
+    else:
+        for offline in (True, False):
+            conditions = {"latency": 0, "offline": offline, "downloadThroughput": -1, "uploadThroughput": -1}
+            driver.execute_cdp_cmd("Network.enable", {})
+            driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+    watch.state("ended")

@@ -52,7 +52,7 @@ def test_an_answer_that_was_lost_is_asked_for_again(node: Node, wire: Wire) -> N
     watch.first("done")
     assert contents(watch) == ["a", "b"]
     assert [request.query["after"] for request in wire.requests] == ["0", "1", "1", "2"]
-    assert 375 <= watch.first("retry")["pause"] <= 625
+    assert 250 <= watch.first("retry")["pause"] <= 500
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 502, 503, 504])
@@ -80,7 +80,7 @@ def test_a_poll_that_went_to_the_wrong_process_is_sent_again_soon(node: Node, wi
     retries = watch.of("retry")
     assert {retry["reason"] for retry in retries} == {"another process"}
     assert len(retries) >= 2, "some of the five, since fetch itself tries once more by another connection"
-    assert all(150 <= retry["pause"] <= 250 for retry in retries)
+    assert all(125 <= retry["pause"] <= 250 for retry in retries)
 
 
 @pytest.mark.heavy
@@ -114,8 +114,8 @@ def test_the_pause_grows_while_nobody_answers_and_is_short_again_after_an_answer
     watch = node.do("poll", url=url, options={"key": "k"})
     watch.first("done")
     pauses = [retry["pause"] for retry in watch.of("retry")]
-    for pause, middle in zip(pauses, (500, 1000, 2000, 500), strict=True):
-        assert 0.75 * middle <= pause <= 1.25 * middle
+    for pause, longest in zip(pauses, (500, 1000, 2000, 500), strict=True):
+        assert longest / 2 <= pause <= longest
 
 
 def test_aborted_it_gives_the_connection_back(engine: Engine, wire: Wire) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -195,3 +196,16 @@ def test_polls_tell_that_the_source_fails_and_then_of_the_message(node: Node, wi
     watch.state("ended")
     told = [state["state"] for state in watch.states if state["state"] not in ("connecting", "waiting")]
     assert told == ["live", "failing", "live", "failing", "ended"]
+
+
+@pytest.mark.heavy
+def test_a_long_line_takes_as_long_as_its_bytes(node: Node, wire: Wire) -> None:
+    """A reader that joins what it has with each piece that comes takes 22 s for 64 MB."""
+    text = "x" * 64_000_000
+    form = STREAMS["jsonlines"]
+    url = wire.on("/long", says("jsonlines", form.message(Sent("e-1", text)), form.end), never)
+    began = time.monotonic()
+    watch = node.subscribe(url, transport="jsonlines", closeAfter="e-1", heartbeat=60_000)
+    watch.until(lambda watch: watch.messages)
+    assert watch.messages[0]["content"] == text
+    assert time.monotonic() - began < 10

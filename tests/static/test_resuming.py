@@ -124,7 +124,16 @@ def test_what_is_no_stream_is_tried_again_later(node: Node, wire: Wire) -> None:
     portal = refuses(200, "<h1>Please log in</h1>", "text/html")
     watch = node.subscribe(wire.on("/portal", portal, says("multipart", STREAMS["multipart"].end)))
     watch.state("ended")
-    assert watch.state("waiting")["reason"] == "expected multipart/x-mixed-replace, got text/html"
+    waiting = watch.state("waiting")
+    assert waiting["reason"] == f"expected multipart/x-mixed-replace, got text/html from {wire.url}/portal"
+    assert (waiting["code"], waiting["address"]) == ("unexpected-answer", f"{wire.url}/portal")
+
+
+def test_what_twice_is_no_stream_is_final_and_says_from_where(node: Node, wire: Wire) -> None:
+    portal = refuses(200, "<h1>Please log in</h1>", "text/html")
+    watch = node.subscribe(wire.on("/portal", portal, portal, never))
+    failed = watch.state("failed")
+    assert (failed["code"], failed["address"]) == ("unexpected-answer", f"{wire.url}/portal")
 
 
 def test_a_proxys_error_page_is_not_shown_as_the_reason(node: Node, wire: Wire) -> None:

@@ -9,6 +9,8 @@ from tests.static.formats import STREAMS, Sent, poll
 from tests.static.scripts import HARD, answers, hangs, never, refuses, says
 from tests.static.wire import Exchange, Wire
 
+SSE = {"ids": "topic", "events": "topic"}  # what an EventSource asks for: each event has its topic's name and id
+
 
 @pytest.mark.parametrize("transport", ["multipart", "jsonlines", "sse"])
 def test_a_stream_that_brings_no_byte_gives_way_to_long_polls(
@@ -71,7 +73,7 @@ def test_an_event_source_comes_back_with_its_last_event_id(chromium: Browser, wi
     going = says("sse", form.message(HARD[0]), form.retry(1))
     watch = chromium.subscribe(wire.on("/back", going, says("sse", form.end)), transport="sse")
     watch.state("ended")
-    assert [(r.headers["Last-Event-ID"], r.query) for r in wire.requests] == [(None, {}), ("e-1", {})]
+    assert [(r.headers["Last-Event-ID"], r.query) for r in wire.requests] == [(None, SSE), ("e-1", SSE)]
     assert [state["state"] for state in watch.states] == ["connecting", "live", "waiting", "live", "ended"]
 
 
@@ -102,7 +104,7 @@ def test_an_event_source_that_fails_twice_is_made_again_behind_the_last_message(
     watch = chromium.subscribe(wire.on("/twice", going, down, down, says("sse", form.end)), transport="sse")
     watch.state("ended")
     assert watch.state("waiting")["reason"] == "not yet"
-    assert wire.requests[-1].query == {"last_event_id": "e-1"}
+    assert wire.requests[-1].query == {"last_event_id": "e-1"} | SSE
     assert wire.requests[-1].headers["Accept"] == "text/event-stream"
 
 
