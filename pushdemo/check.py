@@ -16,13 +16,14 @@ import argparse
 import http.client
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from typing import TextIO
+from typing import NamedTuple, TextIO
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 FINE, FOUND, UNASKED = 0, 1, 2
@@ -63,19 +64,22 @@ _HEADERS = {
 _REMEDIES = {
     "buffers": {
         "nginx": "proxy_buffering off;  # and no proxy_ignore_headers X-Accel-Buffering\ngzip off;",
-        "Caddy": "reverse_proxy ... {\n    flush_interval -1  # and no response_buffers\n}\n"
-        "@others not path PATH\nencode @others zstd gzip  # it collects what it compresses",
+        "Caddy": "reverse_proxy ... {\n    flush_interval -1  # and no response_buffers\n}\n@others not path PATH\n"
+        "encode @others zstd gzip  # it collects what it compresses",
         "HAProxy": "option http-no-delay  # and no http-response wait-for-body",
+        "Apache": "ProxyPass / http://127.0.0.1:6543/ flushpackets=on\nSetEnvIf Request_URI ^PATH no-gzip=1",
     },
     "compresses": {
         "nginx": "gzip off;",
         "Caddy": "@others not path PATH\nencode @others zstd gzip",
         "HAProxy": "compression type text/html text/css text/javascript  # and not the type of the stream",
+        "Apache": "SetEnvIf Request_URI ^PATH no-gzip=1",
     },
     "cuts": {
         "nginx": "proxy_read_timeout 1h;",
         "Caddy": "reverse_proxy ... {\n    transport http {\n        read_timeout 1h\n    }\n}",
         "HAProxy": "timeout server 1h\ntimeout client 1h",
+        "Apache": "ProxyPass / http://127.0.0.1:6543/ timeout=3600",
     },
 }
 
@@ -85,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     deadline = time.monotonic() + options.seconds
     try:
-        url, by, probes = _subscribe(options.url, dict(options.header), deadline)
+        trust = ssl.create_default_context(cafile=options.cafile)
+        if options.insecure:
+            trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+        way = Way(_origin(options.url), dict(options.header), trust, options.unix_socket)
+        url, by, probes = _subscribe(options.url, way, deadline)
     except (OSError, ValueError, http.client.HTTPException) as error:
         _say(f"pushdemo-check: {options.url}: {str(error) or type(error).__name__}", file=sys.stderr)
         return UNASKED
@@ -119,24 +127,19 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "buffers it, compresses it, or cuts quiet connections.",
         epilog="Exit status: 0 nothing found, 1 something found, 2 nothing could be asked.",
     )
-    parser.add_argument("url", metavar="URL", help="of a stream, such as https://example.org/server/index")
-    parser.add_argument(
-        "--seconds",
-        type=_seconds,
-        default=65.0,
-        help="how long to ask and listen; 65, since proxies cut quiet connections after up to 60 unless told",
+    add = parser.add_argument
+    add("url", metavar="URL", help="of a stream, such as https://example.org/server/index")
+    why = "how long to ask and listen; 65, since proxies cut quiet connections after up to 60 unless told"
+    add("--seconds", type=_seconds, default=65.0, help=why)
+    add("--heartbeat", type=_seconds, default=15.0, help="the site's pushdemo.heartbeat; 15")
+    what = (
+        "a header to send, such as the cookie of someone who has logged in; as often as needed. It is sent to the "
+        "scheme, host and port of URL, and nowhere else that URL redirects to"
     )
-    parser.add_argument("--heartbeat", type=_seconds, default=15.0, help="the site's pushdemo.heartbeat; 15")
-    parser.add_argument(
-        "-H",
-        "--header",
-        type=_header,
-        action="append",
-        default=[],
-        metavar="'NAME: VALUE'",
-        help="a header to send, such as the cookie of someone who has logged in; as often as needed. It is sent to the "
-        "scheme, host and port of URL, and nowhere else that URL redirects to",
-    )
+    add("-H", "--header", type=_header, action="append", default=[], metavar="'NAME: VALUE'", help=what)
+    add("--cafile", metavar="FILE", help="certificates (PEM) that are trusted instead of the system's")
+    add("--insecure", action="store_true", help="trust any certificate, such as a self-signed one")
+    add("--unix-socket", metavar="PATH", help="connect to this socket; URL says host and path")
     return parser.parse_args(argv)
 
 
@@ -157,23 +160,33 @@ def _header(text: str) -> tuple[str, str]:
 # -- asking
 
 
-def _subscribe(url: str, own: dict[str, str], deadline: float) -> tuple[str, str, list[Probe]]:
+class Way(NamedTuple):
+    """How the server is reached, and what it is told."""
+
+    origin: tuple[str, str, int | None]  # of the address that the user gave
+    own: dict[str, str]  # the user's headers, for that origin alone
+    trust: ssl.SSLContext
+    unix_socket: str | None = None  # a path; None: by TCP, to the host of the address
+
+    def headers(self, url: str, accept: str) -> dict[str, str]:
+        """Return the headers of a request for `url`."""
+        return {**_HEADERS, "Accept": accept, **(self.own if _origin(url) == self.origin else {})}
+
+
+def _subscribe(url: str, way: Way, deadline: float) -> tuple[str, str, list[Probe]]:
     """The address that answers, the name of its server, and a probe for each transport that it offers.
 
-    `own` are the user's headers, for the origin of `url` alone. Raises ValueError where there is no stream, OSError or
-    http.client.HTTPException where nobody answers.
+    Raises ValueError where there is no stream, OSError or http.client.HTTPException where nobody answers.
     """
-    first = _origin(url)
     probes: dict[str, Probe] = {}
     by = refusal = ""
     for accept in _ASKED.values():
-        asked = {**_HEADERS, "Accept": accept}
-        url, response = _head(url, asked, first, own, min(deadline, time.monotonic() + _TIMEOUT))
+        url, response = _head(url, accept, way, min(deadline, time.monotonic() + _TIMEOUT))
         by = response.headers.get("Server", by)
         media_type = response.headers.get_content_type()
         name = next((name for name, known in _STREAMS.items() if known == media_type), "")
         if response.status == 200 and name:
-            probes[name] = Probe(name, url, asked | (own if _origin(url) == first else {}), deadline)
+            probes[name] = Probe(name, url, accept, way, deadline)
         elif response.status != 406:  # which a picture is by Server-Sent Events
             said = f"{response.status} {response.reason}"
             refusal = said if response.status != 200 else f"no stream, but {media_type}"
@@ -182,12 +195,10 @@ def _subscribe(url: str, own: dict[str, str], deadline: float) -> tuple[str, str
     return url, by, list(probes.values())
 
 
-def _head(
-    url: str, headers: dict[str, str], first: tuple[str, str, int | None], own: dict[str, str], deadline: float
-) -> tuple[str, http.client.HTTPResponse]:
+def _head(url: str, accept: str, way: Way, deadline: float) -> tuple[str, http.client.HTTPResponse]:
     """Follow redirections; return the address that they led to, and its answer to HEAD."""
     for _ in range(_REDIRECTS):
-        response = _Head(url, headers | (own if _origin(url) == first else {}), deadline).response()
+        response = _Head("head", url, accept, way, deadline).response()
         location = response.headers["Location"]
         if response.status not in (301, 302, 303, 307, 308) or not location:
             return url, response
@@ -206,18 +217,27 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 class _Asking(threading.Thread):
     """A request, made in a thread of its own: a server may drip its headers for ever, or a name server not answer."""
 
-    def __init__(self, name: str, url: str, headers: dict[str, str], deadline: float) -> None:
+    def __init__(self, name: str, url: str, accept: str, way: Way, deadline: float) -> None:
         super().__init__(name=name, daemon=True)
         self.url = url
-        self.headers = headers
+        self.headers = way.headers(url, accept)
+        self.way = way
         self.deadline = deadline  # of the monotonic clock, in seconds
         self._socket: socket.socket | None = None
 
     def connect(self) -> http.client.HTTPConnection:
         scheme, host, port = _origin(self.url)
-        kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
-        connection = kind(host, port, timeout=max(0.001, min(_TIMEOUT, self.deadline - time.monotonic())))
-        connection.connect()
+        timeout = max(0.001, min(_TIMEOUT, self.deadline - time.monotonic()))
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if scheme == "https":
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.way.trust)
+        if path := self.way.unix_socket:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(timeout)
+            sock.connect(path)
+            connection.sock = self.way.trust.wrap_socket(sock, server_hostname=host) if scheme == "https" else sock
+        else:
+            connection.connect()
         self._socket = connection.sock
         return connection
 
@@ -228,7 +248,7 @@ class _Asking(threading.Thread):
         return connection.getresponse()
 
     def abandon(self) -> None:
-        """Leave, as a browser does whose page is closed. A thread that does not notice ends with the process."""
+        """Leave, as a browser does. A thread that does not notice ends with the process."""
         if self._socket:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -238,10 +258,8 @@ class _Asking(threading.Thread):
 class _Head(_Asking):
     """A HEAD request."""
 
-    def __init__(self, url: str, headers: dict[str, str], deadline: float) -> None:
-        super().__init__("head", url, headers, deadline)
-        self._response: http.client.HTTPResponse | None = None
-        self._error: Exception | None = None
+    _response: http.client.HTTPResponse | None = None
+    _error: Exception | None = None
 
     def response(self) -> http.client.HTTPResponse:
         """Ask, and wait for the answer. Raises TimeoutError after the deadline; else what the request raises."""
@@ -271,8 +289,8 @@ class _Head(_Asking):
 class Probe(_Asking):
     """A subscription to `url` by the transport `name`: `start` it, and `stop` it."""
 
-    def __init__(self, name: str, url: str, headers: dict[str, str], deadline: float) -> None:
-        super().__init__(f"probe-{name}", url, headers, deadline)
+    def __init__(self, name: str, url: str, accept: str, way: Way, deadline: float) -> None:
+        super().__init__(f"probe-{name}", url, accept, way, deadline)
         self.transport = name
         self.status = 0  # of the response; 0 while there is none
         self.encoding = ""  # Content-Encoding
@@ -317,7 +335,7 @@ class Probe(_Asking):
                     else:
                         error = f"{response.status} {response.reason}"
         except http.client.IncompleteRead:
-            pass  # the response has ended; its words say no more
+            pass  # the response has ended
         except (OSError, ValueError, http.client.HTTPException, zlib.error) as failure:
             error = str(failure) or type(failure).__name__
         if not (self._stopping or self.full):  # else the end is our own
@@ -360,16 +378,17 @@ def _listen(probes: Sequence[Probe], seconds: float, deadline: float) -> None:
     told = time.monotonic()
     pause = threading.Event()
     while (now := time.monotonic()) < deadline:
-        if all(
-            probe.ended is not None or probe.full or (probe.first is None and probe.quiet() > _FIRST)
-            for probe in probes
-        ):
+        if all(map(_settled, probes)):
             break
         if now >= told + _PROGRESS:
             told = now
             state = ", ".join(f"{probe.transport} {probe.messages} messages" for probe in probes)
             _say(f"{seconds - deadline + now:4.0f} of {seconds:g} s: {state}", file=sys.stderr)
         pause.wait(min(_STEP, deadline - now))
+
+
+def _settled(probe: Probe) -> bool:
+    return probe.ended is not None or probe.full or (probe.first is None and probe.quiet() > _FIRST)
 
 
 # -- concluding
@@ -388,12 +407,10 @@ def judge(probe: Probe, heartbeat: float) -> dict[str, str]:
         )
     elif probe.status in (0, 200) and not probe.error:
         silence = max(probe.silence, probe.quiet())
-        if probe.first is None or probe.first > _FIRST:
-            found["buffers"] = f"nothing came for {silence:.1f} s, and the server writes the first bytes at once"
-        elif silence > _QUIET * heartbeat + _SLACK:
-            found["buffers"] = (
-                f"nothing came for {silence:.1f} s, and the server writes every {heartbeat:g} s or sooner"
-            )
+        late = probe.first is None or probe.first > _FIRST
+        if late or silence > _QUIET * heartbeat + _SLACK:
+            promised = "the first bytes at once" if late else f"every {heartbeat:g} s or sooner"
+            found["buffers"] = f"nothing came for {silence:.1f} s, and the server writes {promised}"
     return found
 
 

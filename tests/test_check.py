@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,11 +15,13 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pushdemo import check
-from tests.support import PATIENCE, threads, wait_until
+from tests.support import PATIENCE, require, threads, wait_until
 
 MULTIPART, SSE, JSONLINES = "multipart/x-mixed-replace; boundary=b", "text/event-stream", "application/x-ndjson"
 PART = b"--b\r\nX-Message-Id: 1\r\nContent-Length: 1\r\n\r\nx\r\n--b\r\n"
@@ -30,12 +34,18 @@ Answer = Callable[[socket.socket, str, str], None]  # a connection, the request'
 class Site:
     """A server with a thread for each connection: `answer` has it with its request, then it is closed."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock,
+        listener: socket.socket | None = None,
+    ) -> None:
         self.asked: list[str] = []  # the requests
         self.over = threading.Event()  # the test is over: an answer that waits goes home
         self._answer = answer
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        self._wrap = wrap
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.port = 0 if listener else self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -59,7 +69,7 @@ class Site:
 
     def _serve(self, sock: socket.socket) -> None:
         request = b""
-        with sock, suppress(OSError):  # the client has left
+        with suppress(OSError), self._wrap(sock) as sock:  # the client has left, or trusts nobody
             while b"\r\n\r\n" not in request and (data := sock.recv(65_536)):
                 request += data
             self.asked.append(request.decode())
@@ -67,8 +77,8 @@ class Site:
 
 
 @contextmanager
-def site(answer: Answer) -> Iterator[Site]:
-    running = Site(answer)
+def site(answer: Answer, *how: Any, **more: Any) -> Iterator[Site]:
+    running = Site(answer, *how, **more)
     try:
         yield running
     finally:
@@ -440,3 +450,59 @@ def test_control_characters_of_a_server_are_shown_as_text(where: str, capfd: pyt
     said = "".join(capfd.readouterr())
     assert "\\x1b" in said
     assert not [char for char in said if not char.isprintable() and char != "\n"]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate of 127.0.0.1, with its key."""
+    require(shutil.which("openssl"), "openssl", "openssl")
+    folder = tmp_path_factory.mktemp("certificate")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout key.pem -out certificate.pem"
+    )
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], cwd=folder, check=True, capture_output=True
+    )
+    with (folder / "certificate.pem").open("a") as file:
+        file.write((folder / "key.pem").read_text())
+    return folder / "certificate.pem"
+
+
+@pytest.mark.parametrize("trusted", ["nobody", "cafile", "insecure"])
+def test_a_self_signed_certificate_is_refused_unless_told(
+    certificate: Path, trusted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        sock.sendall(head(SSE) + (EVENT if line.startswith("GET") else b""))
+
+    with site(answer, lambda sock: context.wrap_socket(sock, server_side=True)) as running:
+        options = {"nobody": [], "cafile": ["--cafile", str(certificate)], "insecure": ["--insecure"]}[trusted]
+        status = run(running.url.replace("http:", "https:"), *options)
+    said = capsys.readouterr()
+    if trusted == "nobody":
+        assert (status, "CERTIFICATE_VERIFY_FAILED" in said.err) == (check.UNASKED, True)
+    else:
+        assert "sse: first byte after" in said.out
+
+
+def test_a_unix_socket_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "server.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def answer(sock: socket.socket, line: str, request: str) -> None:
+        sock.sendall(head(SSE) + (EVENT if line.startswith("GET") else b""))
+
+    with site(answer, listener=listener) as running:
+        run("http://example.org/stream", "--unix-socket", str(path))
+        assert "sse: first byte after" in capsys.readouterr().out
+        assert running.asked[0].startswith("HEAD /stream HTTP/1.1\r\nHost: example.org\r\n")
+
+
+def test_a_file_without_certificates_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("https://127.0.0.1:1/", "--cafile", str(tmp_path / "none.pem")) == check.UNASKED
+    assert "No such file" in capsys.readouterr().err
