@@ -14,6 +14,7 @@ Theory of operation. A connection is a `ParkingChannel`, and in one of these sta
 
     idle --a whole request--> served --its end--> idle      (worker)
     served --Parked--> parked                               (worker: `_park`)
+    served --Postponed--> served, from the beginning        (worker, when there is a turn for it: workers.py)
     parked --a long poll is answered--> idle, or served     (hub: `PolledChannel.done`)
     idle, served --the client leaves--> closed              (loop)
     served --its last response is written--> closed         (worker, or the loop where some of it waits for the client)
@@ -29,8 +30,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from socket import MSG_PEEK
 from typing import Any
 
 from waitress.channel import HTTPChannel
@@ -54,6 +56,55 @@ _TOGETHER = 65_536  # bytes of a body that are copied behind the headers, so tha
 
 class Parked(BaseException):
     """Leaves `HTTPChannel.service` with the task, without ending the request: no handler of Exception stops it."""
+
+
+class Postponed(BaseException):
+    """Leaves `HTTPChannel.service`, as if the request had not been begun: it waits for a turn of `Workers`."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(timeout)
+        self.timeout = timeout
+
+
+class Turn:
+    """`pushdemo.turn` in the environ: how a view asks for its thread for longer than a page takes.
+
+    A view that gets no turn returns what `later` makes of its refusal. The server then forgets the response, and runs
+    the request from the beginning when there is a turn for it. After `timeout` seconds it runs it for the last time:
+    `late` is true then, and what the view returns is sent.
+    """
+
+    def __init__(self, task: ParkingTask) -> None:
+        self._own: bool | None = task.request.turn  # of a request that has waited: whether a turn came
+        self._workers = task.channel.server.workers
+        self.late = self._own is False
+
+    def take(self) -> bool:
+        """Whether the view may keep its thread: then it calls `give` when it is done."""
+        return self._own if self._own is not None else self._workers.take()
+
+    def give(self) -> None:
+        """The view is done."""
+        if self._own is None:
+            self._workers.give()
+
+    def later(self, timeout: float, refusal: Iterable[bytes]) -> Later:
+        """A body that has the server run the request later, or is the refusal where a middleware iterates it."""
+        return Later(timeout, refusal)
+
+
+class Later:
+    """See `Turn.later`."""
+
+    def __init__(self, timeout: float, refusal: Iterable[bytes]) -> None:
+        self.accepted = False
+        self._timeout = timeout
+        self._refusal = refusal
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self.accepted:
+            raise Postponed(self._timeout)
+        return iter(self._refusal)
 
 
 class Offer:
@@ -95,15 +146,21 @@ class Offer:
 
 
 def outermost(application: Application) -> Application:
-    """The application, seen from outside all middleware: an offer that arrives here is accepted."""
+    """The application, seen from outside all middleware: an offer or a refusal that arrives here is accepted."""
 
     def accepting(environ: dict[str, Any], start_response: Any) -> Any:
         body = application(environ, start_response)
-        if type(body) is Offer:
+        if type(body) in (Offer, Later):
             body.accepted = True
         return body
 
     return accepting
+
+
+class ParkingRequest(HTTPRequestParser):
+    """A request."""
+
+    turn: bool | None = None  # one that has waited for a turn: whether it has one, or none came in time
 
 
 class ParkingTask(WSGITask):
@@ -128,10 +185,11 @@ class ParkingTask(WSGITask):
                 self.parked.close()
 
     def get_environment(self) -> dict[str, Any]:
-        """waitress's environ, with the offer to park."""
+        """waitress's environ, with the offers to park and to run the request later."""
         environ: dict[str, Any] = super().get_environment()
         self.environ = None  # the offer below refers to the task: a cycle would keep every request until a collection
         environ["pushdemo.park"] = lambda client: Offer(self, client)
+        environ["pushdemo.turn"] = Turn(self)
         return environ
 
     def write(self, data: bytes) -> None:
@@ -188,6 +246,7 @@ class ParkingChannel(HTTPChannel):
     held: list[bytes] | None = None  # what a task writes together; the worker's
     watched = 0  # the events that the loop reports; any thread adds, the loop takes away
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
+    parser_class = ParkingRequest
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
         super().__init__(server, sock, addr, server.adj, map=server.map)
@@ -269,8 +328,25 @@ class ParkingChannel(HTTPChannel):
             super().service()
         except Parked as parked:
             self._park(*parked.args)
+        except Postponed as postponed:
+            self.server.workers.run_later(self, postponed.timeout)
         else:
             self._settle()
+
+    def run(self, *, turn: bool) -> None:
+        """Serve the request that has waited: with a turn, or to tell its client that none came."""
+        try:
+            left = not self.socket.recv(1, MSG_PEEK)
+        except BlockingIOError:
+            left = False
+        except (AttributeError, OSError):  # None: the loop has closed it
+            left = True
+        if left:
+            self.cancel()
+            self.handle_close()
+        else:
+            self.requests[0].turn = turn
+            self.service()
 
     def write_soon(self, data: Any) -> int:
         """Send what the socket takes; the loop sends the rest."""

@@ -51,7 +51,7 @@ class Server:
         self._dispatcher.set_thread_count(self._adj.threads)
         self.hub = Hub(io_uring=io_uring == "true")
         self._loop = Loop()
-        workers = Workers(self._dispatcher, max(1, self._adj.threads - 1))
+        self._workers = workers = Workers(self._dispatcher, max(1, self._adj.threads - 1))
         listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
         self._listeners = [Listener(each, Reception(each, self.hub, workers, self._loop)) for each in listeners]
 
@@ -68,6 +68,7 @@ class Server:
                     for listener in self._listeners:
                         listener.look()
                     self._loop.turn(self._adj.asyncore_loop_timeout)
+                    self._workers.expire(time.monotonic())
             finally:
                 self._close()
 

@@ -833,11 +833,15 @@ def test_main_says_where_it_serves_and_opens_as_many_files_as_it_may(
     if "unix_socket" in settings:
         settings = {"unix_socket": str(tmp_path / settings["unix_socket"])}
     code = (
-        "import logging, os, resource, signal, threading; logging.basicConfig(level='INFO', format='%(message)s')\n"
+        "import logging, os, resource, signal, threading, time\n"
+        "logging.basicConfig(level='INFO', format='%(message)s')\n"
         "import pushdemo.server as it\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))\n"
-        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "def stop():\n"
+        "    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
         f"assert it.main(lambda *_: [], {{}}, **{settings!r}) == 0\n"
         "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
     )

@@ -19,7 +19,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.web import itemstream
-from pushdemo.web.push import cross_origin, last_event_id_of
+from pushdemo.web.push import RETRY_AFTER, cross_origin, last_event_id_of
 from pushdemo.web.session import Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
 from pushdemo.web.steps import ViewSteps, step
@@ -159,22 +159,54 @@ def _serve(request: Request, view: ViewId, generator: Callable[[], Any], accumul
     owner = Owner(view, _key(query), request.authenticated_userid)
     request._pushdemo_owner = owner
     if request.method == "GET":
-        start = functools.partial(_start, request, sessions, owner, generator)
-        if request.environ.get("retry.attempt"):  # pyramid_retry's: the request is made anew from one environ
-            sessions.undo(owner, request.environ, failed=True)
-        plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
-        transport = None if plain else itemstream.asked_for(request)
-        if transport is None:
-            return _poll(request, query, sessions, owner, start, accumulate)
-        after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
-        response = itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
-        response.headers.update(_cross_origin(request))
-        return response
+        return _with_turn(request, lambda: _get(request, query, sessions, owner, generator, accumulate))
     if request.method == "HEAD":
         return _respond(request, 200, "")  # it must not cost an item
     if request.method == "DELETE" or (request.method == "POST" and query.get("close") == "1"):
         return _close(request, sessions, owner)
     raise Refused(405, "poll with GET; close with DELETE, or with POST and close=1")
+
+
+def _with_turn(request: Request, get: Callable[[], Response]) -> Response:
+    """Run the generator in this thread, where the server has enough of them; otherwise later.
+
+    A step may take long, and pages must not wait for it. Our server offers the turn; another has `max_threads`.
+    """
+    turn = request.environ.get("pushdemo.turn")
+    if turn is None:
+        return get()
+    if turn.take():
+        try:
+            return get()
+        finally:
+            turn.give()
+    refused = Refused(503, "all threads that generators may have are taken", retry_after=RETRY_AFTER)
+    if turn.late:
+        raise refused
+    response = _refusal(request, refused)
+    response.app_iter = turn.later(request.registry["pushdemo.settings"].longpoll_timeout, response.app_iter)
+    return response
+
+
+def _get(
+    request: Request,
+    query: Any,
+    sessions: Sessions,
+    owner: Owner,
+    generator: Callable[[], Any],
+    accumulate: bool | int,
+) -> Response:
+    start = functools.partial(_start, request, sessions, owner, generator)
+    if request.environ.get("retry.attempt"):  # pyramid_retry's: the request is made anew from one environ
+        sessions.undo(owner, request.environ, failed=True)
+    plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
+    transport = None if plain else itemstream.asked_for(request)
+    if transport is None:
+        return _poll(request, query, sessions, owner, start, accumulate)
+    after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
+    response = itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
+    response.headers.update(_cross_origin(request))
+    return response
 
 
 def _poll(
@@ -254,6 +286,10 @@ def _close(request: Request, sessions: Sessions, owner: Owner) -> Response:
 
 def _refuse(request: Request, refused: Refused) -> Response:
     request.registry[CLIENTS_KEY].counters.refused("generator", refused.status)
+    return _refusal(request, refused)
+
+
+def _refusal(request: Request, refused: Refused) -> Response:
     parameter = {"parameter": refused.parameter} if refused.parameter else {}
     try:
         key = request.GET.get("key")
