@@ -14,11 +14,13 @@ import os
 import weakref
 from collections.abc import Callable
 from types import MethodType
+from typing import Any
 
 log = logging.getLogger("pushdemo")
 
-# Any thread adds and removes, each in one step of the interpreter: a lock here might be held at the fork.
-_calls: dict[int, weakref.ref[Callable[[], None]]] = {}
+# By number: a reference to the object whose method it is, and the method's function; or to a function, and None. Any
+# thread adds and removes, each in one step of the interpreter: a lock here might be held at the fork.
+_calls: dict[int, tuple[weakref.ref[Any], Callable[[Any], None] | None]] = {}
 _numbers = itertools.count()
 
 
@@ -30,18 +32,20 @@ def call_in_child(function: Callable[[], None]) -> None:
     def forget(_reference: object) -> None:
         pop(number, None)
 
-    bound = isinstance(function, MethodType)
-    _calls[number] = weakref.WeakMethod(function, forget) if bound else weakref.ref(function, forget)
+    if isinstance(function, MethodType):
+        _calls[number] = weakref.ref(function.__self__, forget), function.__func__
+    else:
+        _calls[number] = weakref.ref(function, forget), None
 
 
 def _call_all() -> None:
-    for _, reference in sorted(_calls.items()):
-        function = reference()
-        if function is not None:
+    for _, (reference, method) in sorted(_calls.items()):
+        target = reference()
+        if target is not None:
             try:
-                function()
+                method(target) if method else target()
             except Exception:
-                log.exception("in a forked process %r failed", function)
+                log.exception("in a forked process %r failed", method or target)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

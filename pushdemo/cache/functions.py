@@ -1,11 +1,11 @@
-"""`Caches`: one application's values of all memorized functions, and the names that these go by.
+"""`Caches`: one application's values of all memorized functions; the names of these; which application a call is of.
 
-The decorator is cache/memorize.py's; what one function does in one application, cache/single_flight.py's. Run by: any
-thread.
+The decorator is in memorize.py; what one function does in one application, in single_flight.py. Run by: any thread.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -16,25 +16,60 @@ from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
+from pushdemo.cache.canonical import found_at
 from pushdemo.cache.single_flight import FunctionCache, Info, Times
 from pushdemo.cache.store import CachetoolsStore, Store, Timer
+from pushdemo.forking import call_in_child
+
+log = logging.getLogger("pushdemo.cache")
 
 Seconds = float | timedelta
 
-# The last memorized function of each name in the process; owned by _names_lock.
-_names: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
-_names_lock = threading.RLock()
+OWN = "<own>"  # ends the name under which a store keeps what is only this process's, see Function.store_name
+_INSIDE = ("__wrapped__", "__func__", "fget", "func", "wrapped")  # where decorators and descriptors have a function
+_DEEPEST = 20  # decorators on one function
 
 
-class Function(Protocol):
-    """What is known here of a memorized function. `serial` is a number that no other one has, `place` where it is."""
+class Function:
+    """What is known here of a memorized function. `serial` is a number that no other one has."""
+
+    __slots__ = ()
 
     name: str
-    place: str
     serial: int
     options: dict[str, Any]
+    module: str
+    qualname: str
+    named: bool  # by `name=`
+
+    @property
+    def address(self) -> str:
+        """The module and the name within it, where the function has been made."""
+        return f"{self.module}.{self.qualname}"
+
+    def store_name(self) -> str:
+        """The name by which a store knows the function.
+
+        Where other functions may have this name too, it has a `<`: such as `<lambda>`, or OWN. Then the values must not
+        be shared with other processes.
+        """
+        return self.name if self.named or "<" in self.name or self._is_at_its_address() else self.name + OWN
+
+    def _is_at_its_address(self) -> bool:
+        found = found_at(self.module, self.qualname)
+        for _ in range(_DEEPEST):
+            if isinstance(found, Function):
+                return found is self
+            found = next((getattr(found, each) for each in _INSIDE if hasattr(found, each)), None)
+        return False
+
+
+# The last memorized function of each name in the process, and the names that have been warned of: under _names_lock.
+_names: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
+_doubled: set[str] = set()
+_names_lock = threading.RLock()
 
 
 class UnknownFunctionError(LookupError):
@@ -67,18 +102,34 @@ class Caches:
         functions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         timer: Timer = time.monotonic,
         store: Callable[[str, int, Timer], Store] = CachetoolsStore,
-        wait: float = 60.0,
+        wait: Seconds = 60.0,
     ) -> None:
         self._defaults = checked(duration=duration, stale=stale, stale_if_error=stale_if_error, maxsize=maxsize)
         self._functions = {name: checked(**options) for name, options in functions.items()}
         self._timer = timer
         self._store = store
-        self._wait = wait
-        # Re-entrant, as what a destructor does in the middle of it may come back here.
-        self._lock = threading.RLock()
+        self._wait = min(_number("wait", wait), threading.TIMEOUT_MAX)
         # The functions' state here, by their serial number. Added to under _lock; a hit reads it without.
         self.opened: dict[int, FunctionCache] = {}
         self._alive: dict[int, weakref.ref[Function]] = {}
+        self._after_fork()
+        call_in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        # Re-entrant, as what a destructor does in the middle of it may come back here.
+        self._lock = threading.RLock()
+
+    def serve(self) -> None:
+        """An application with these caches exists: while it is the only one, calls outside of any use them too."""
+        outside.add(self)
+
+    def close(self) -> None:
+        """The application has ended."""
+        outside.discard(self)
+
+    def of_call(self, *, computes: bool) -> Caches:
+        """These: a call in their context is theirs. See Outside."""
+        return self
 
     @contextmanager
     def active(self) -> Iterator[Caches]:
@@ -130,7 +181,7 @@ class Caches:
             if cache is None:
                 options = {**self._defaults, **function.options, **self._functions.get(function.name, {})}
                 options.pop("pickle", None)  # the store's to ask for, see may_pickle
-                store = self._store(function.name, options.pop("maxsize"), self._timer)
+                store = self._store(function.store_name(), options.pop("maxsize"), self._timer)
                 cache = FunctionCache(function.name, store, Times(**options), self._timer, self._wait)
                 self._alive[function.serial] = weakref.ref(function, partial(self._forget, function.serial))
                 self.opened[function.serial] = cache
@@ -146,13 +197,83 @@ class Caches:
             return sorted(self.opened.values(), key=lambda cache: cache.name)
 
 
+class Outside:
+    """What a call uses that is made outside of every application, such as in a script, or in a thread of one's own.
+
+    The caches of the application whose request the thread is in, as its web framework says; or else those of the only
+    application in the process; where there is none, `own`. Where there are several, a call that changes something is
+    refused, and one that computes is told in the log, once.
+    """
+
+    def __init__(self, own: Caches) -> None:
+        self._own = own
+        self.in_request: Callable[[], Caches | None] = lambda: None  # the web framework's word
+        # By their ids. Any thread changes it, in single steps, and so does the end of an application.
+        self._applications: dict[int, weakref.ref[Caches]] = {}
+        self._told = False
+        self.opened = own.opened  # where a hit looks; empty where there are several applications
+
+    def add(self, caches: Caches) -> None:
+        """There is an application with these caches, until `discard`, or until they are gone."""
+        number = id(caches)
+        self._applications[number] = weakref.ref(caches, lambda _reference: self._discard(number))
+        self._look()
+
+    def discard(self, caches: Caches) -> None:
+        """The application with these caches has ended."""
+        self._discard(id(caches))
+
+    def of_call(self, *, computes: bool) -> Caches:
+        """The caches of a call. Raises RuntimeError if that is unknown, unless the call `computes`."""
+        found = self.in_request()
+        if found is not None:
+            return found
+        applications = self._alive()
+        if len(applications) < 2:
+            return applications[0] if applications else self._own
+        message = (
+            f"a memorized function is called outside of every application, and this process has {len(applications)} "
+            "of them: call it `with caches.active():`, where the caches of an application are request.memorized, or "
+            'registry["pushdemo.caches"]'
+        )
+        if not computes:
+            raise RuntimeError(message)
+        if not self._told:
+            self._told = True
+            log.warning("%s. Until then it has values of its own", message)
+        return self._own
+
+    def _discard(self, number: int) -> None:
+        self._applications.pop(number, None)
+        self._look()
+
+    def _alive(self) -> list[Caches]:
+        return [caches for reference in list(self._applications.values()) if (caches := reference()) is not None]
+
+    def _look(self) -> None:
+        applications = self._alive()
+        if len(applications) < 2:
+            self.opened = (applications[0] if applications else self._own).opened
+        else:
+            self.opened = {}
+
+
 def register(function: Function) -> None:
-    """Make the name known. Raises ValueError if a function at another place has it."""
+    """Make the name known; warn of a second function of it. Raises ValueError if that is of another address."""
     with _names_lock:
         other = _names.get(function.name)
-        if other is not None and other.place != function.place:
-            raise ValueError(f"name={function.name!r} for {function.place}: {other.place} has this name already")
+        if other is not None and other.address != function.address:
+            raise ValueError(f"name={function.name!r} for {function.address}: {other.address} has this name already")
+        doubled = other is not None and "<" not in function.name and function.name not in _doubled
+        if doubled:
+            _doubled.add(function.name)
         _names[function.name] = function
+    if doubled:
+        log.warning(
+            "two memorized functions are called %s, by the ini and by nodes that share values: give each a name of "
+            "its own, memorize(name=...)",
+            function.name,
+        )
 
 
 def may_pickle(name: str) -> bool:
@@ -177,12 +298,19 @@ def checked(**options: Any) -> dict[str, Any]:
 def _seconds(option: str, value: Any) -> float:
     if option not in Times._fields:
         raise TypeError(f"{option}={value!r}: memorized functions have {', '.join(Times._fields)} and maxsize")
+    return _number(option, value)
+
+
+def _number(option: str, value: Any) -> float:
     number = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"{option}={value!r}: must be a number of seconds or a timedelta, such as {option}=15")
-    if math.isnan(number) or number < 0:
+    if not number >= 0:
         raise ValueError(f"{option}={value!r}: must be 0 seconds or more, such as {option}=15")
-    return float(number)
+    try:
+        return float(number)
+    except OverflowError:  # for ever
+        return math.inf
 
 
 def _maxsize(value: Any) -> int:
@@ -193,5 +321,7 @@ def _maxsize(value: Any) -> int:
     return value
 
 
-# Whose values the code in this context uses; outside of any application all code shares one.
-current: ContextVar[Caches] = ContextVar("pushdemo.caches", default=Caches())  # noqa: B039
+outside = Outside(Caches())
+
+# Whose values the code in this context uses.
+current: ContextVar[Caches | Outside] = ContextVar("pushdemo.caches", default=outside)

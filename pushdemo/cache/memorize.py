@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from pushdemo.cache.functions import Caches, Seconds, UnknownFunctionError, checked, current, register
+from pushdemo.cache.functions import Caches, Function, Seconds, UnknownFunctionError, checked, current, register
 from pushdemo.cache.keys import Signature, Values, key_of
-from pushdemo.cache.single_flight import Info, RecursiveCallError
+from pushdemo.cache.single_flight import FunctionCache, Info, RecursiveCallError
 
 __all__ = ["Bound", "Caches", "Info", "Memorized", "RecursiveCallError", "UnknownFunctionError", "memorize"]
 
@@ -27,7 +27,7 @@ _serials = itertools.count()
 _caches = current.get  # a name of its own, as looking the method up would take a quarter of a hit's time
 
 
-class Memorized(Generic[P, R]):
+class Memorized(Function, Generic[P, R]):
     """A function whose values are kept; `memorize` makes it. Binds to objects as a function does."""
 
     # What each hit reads: a slot is read faster than the dictionary that update_wrapper fills.
@@ -37,15 +37,19 @@ class Memorized(Generic[P, R]):
     __qualname__: str
     __wrapped__: Callable[P, R]
 
-    def __init__(self, function: Callable[P, R], name: str | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, function: Callable[P, R], name: str | None, ignore: Collection[str], options: dict[str, Any]
+    ) -> None:
         update_wrapper(self, function)
-        qualname: str = getattr(function, "__qualname__", type(function).__qualname__)
-        self.place = f"{function.__module__}.{qualname}"
-        self.name = name or self.place
+        self.module = function.__module__
+        self.qualname = getattr(function, "__qualname__", type(function).__qualname__)
+        self.name = name or self.address
+        self.named = name is not None
         self.options = options
         self.serial = next(_serials)
-        parent = qualname.rpartition(".")[0]
-        self._signature = Signature(function, method=parent != "" and not parent.endswith("<locals>"))
+        parent = self.qualname.rpartition(".")[0]
+        in_class = parent != "" and not parent.endswith("<locals>")
+        self._signature = Signature(function, method=in_class, ignore=ignore)
         self._arity = self._signature.arity
         self._function = function
         register(self)
@@ -65,7 +69,7 @@ class Memorized(Generic[P, R]):
         return self._missed(values, partial(self._function, *args, **kwargs))
 
     def _missed(self, values: Values, compute: Callable[[], R]) -> R:
-        cache = _caches().open(self)
+        cache = _caches().of_call(computes=True).open(self)
         return cache.get(key_of(values, cache.died), compute)  # type: ignore[no-any-return]
 
     @overload
@@ -84,17 +88,23 @@ class Memorized(Generic[P, R]):
         return self if instance is None else Bound(self, instance)
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Forget the value of the call with these arguments, and the one that is being computed for it."""
-        cache = _caches().open(self)
-        cache.invalidate(key_of(self._signature.values(args, kwargs)))
+        """Forget the value of the call with these arguments, and the one that is being computed for it.
+
+        Arguments that `ignore` names may be left out. Raises RuntimeError outside of every application if the process
+        has several; so do `clear` and `info`.
+        """
+        self._cache().invalidate(key_of(self._signature.values_to_forget(args, kwargs)))
 
     def clear(self) -> None:
         """Forget all values in the current application, and those that are being computed."""
-        _caches().open(self).clear()
+        self._cache().clear()
 
     def info(self) -> Info:
         """What this function's calls in the current application came to."""
-        return _caches().open(self).info()
+        return self._cache().info()
+
+    def _cache(self) -> FunctionCache:
+        return _caches().of_call(computes=False).open(self)
 
     def __reduce__(self) -> str:
         return self.__qualname__
@@ -133,6 +143,15 @@ class Bound(partial[R], Generic[Q, P, R]):
 
     def __get__(self, instance: object, owner: type | None = None) -> Bound[Q, P, R]:
         return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and self.func is other.func and self.args[0] is other.args[0]
+
+    def __hash__(self) -> int:
+        return hash((self.func, id(self.args[0])))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.args[0], self.__name__)
 
     if TYPE_CHECKING:
 
@@ -173,6 +192,7 @@ def memorize(
     *,
     name: str | None = None,
     maxsize: int | None = None,
+    ignore: Collection[str] = (),
     stale: Seconds | None = None,
     stale_if_error: Seconds | None = None,
     pickle: bool = False,
@@ -184,6 +204,7 @@ def memorize(
     *,
     name: str | None = None,
     maxsize: int | None = None,
+    ignore: Collection[str] = (),
     stale: Seconds | None = None,
     stale_if_error: Seconds | None = None,
     pickle: bool = False,
@@ -194,20 +215,25 @@ def memorize(
     `pushdemo.memorize.duration` and so on. With a duration of 0 each call computes. `name` is what the ini and
     `Caches.info` call the function, instead of `module.qualified_name`; `maxsize` is how many values are kept.
 
-    Calls with the same arguments share a value, however they are written; the same are equal ones of one type, lists
-    and dicts too. All callers are given the same object, so it must not be changed. While one caller computes, the
-    others wait and get its value or its exception; an exception is not kept. With `stale`, for so many seconds after
-    the duration the old value is given out at once while one caller computes the new one. With `stale_if_error`, for so
-    many seconds the old value takes the place of an exception, which is logged.
+    Calls with the same arguments share a value, however they are written; the same are equal ones of one type, lists,
+    dicts and dataclasses too. `ignore` names parameters that are no part of this, such as `("request", "dbsession")`.
+    All callers are given the same object, so it must not be changed. While one caller computes, the others wait and get
+    its value, or an exception that is a copy of its own; an exception is not kept, and one that is a response is not
+    shared at all. With `stale`, for so many seconds after the duration the old value is given out at once while one
+    caller computes the new one. With `stale_if_error`, for so many seconds the old value takes the place of an
+    exception, which is logged.
 
     Where nodes share their values at a Redis, these travel as JSON, and a call that returns what JSON cannot carry
-    raises TypeError. With `pickle=True` such values are pickled: then whoever can write there can run code here.
+    raises TypeError. With `pickle=True` such values are pickled: then whoever can write there can run code here. What
+    is not the one function at its module and qualified name, such as a closure or a partial, shares with other nodes
+    only if it has a `name`.
 
     The result is called as the function is, and has `invalidate(*args, **kwargs)`, `clear()` and `info()`. On methods,
     values do not keep the object alive; on class and static methods it stands above `@classmethod`, `@staticmethod`.
 
     Raises TypeError or ValueError where it decorates, for an option or a function that will not do. A call can raise
-    RecursiveCallError (it asks for what it is computing) and TimeoutError (another has been computing for too long).
+    RecursiveCallError (it asks for what it is computing), TimeoutError (another has been computing for too long), and
+    TypeError for a value that serves one caller only: a response, or what is read once, such as an iterator.
     """
     given = {"maxsize": maxsize, "stale": stale, "stale_if_error": stale_if_error}
     bare = callable(duration) or isinstance(duration, staticmethod | classmethod)
@@ -221,8 +247,8 @@ def memorize(
         if isinstance(function, staticmethod):
             return staticmethod(decorate(function.__func__))
         if isinstance(function, classmethod):
-            return _ClassMethod(_suitable(function.__func__), name, options)
-        return Memorized(_suitable(function), name, options)
+            return _ClassMethod(_suitable(function.__func__), name, ignore, options)
+        return Memorized(_suitable(function), name, ignore, options)
 
     return decorate(duration) if bare else decorate
 

@@ -1,20 +1,36 @@
 """One memorized function in one application: who computes a value, who waits for it, and the counting.
 
-In a process one thread at a time computes a key: its flight. Of processes that share a store, the one with the store's
-claim does. The function itself runs with no lock held, so that other keys never wait. Run by: any thread.
+How a call that finds no fresh value goes:
+
+    no flight of its key --> flies: claims the key at the store, computes, puts the value ------> has the value
+    another's flight -------> waits until it has ended: with a value ---------------------------> has the value
+                                                        with an exception ----------------------> has a copy of it
+                                                        with one that cannot be shared ---------> computes for itself
+                                                        with an interrupt ----------------------> begins again
+    its own thread's flight -> RecursiveCallError
+
+In a process one thread at a time flies for a key: the one whose flight is in `_flights`. Of processes that share a
+store, the one that has the store's claim computes. `invalidate` takes the flight out and ends the claim: who asks later
+begins a new flight beside the old one, whose value goes to those who waited and is not kept. The function itself runs
+with no lock held, so that other keys never wait.
+
+What may never happen: a key that stays locked. An interrupt (an exception that a signal raises in the main thread) can
+come between any two steps, twice in a row too, so that no `finally` is sure to clean up. So a flight lasts as long as
+its owner is in the `with` block of a lock that is the flight's own, which the interpreter leaves in any case; one in
+`_flights` whose lock is free is as none. A forked child begins without flights. Run by: any thread.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from pushdemo.cache import sharing
 from pushdemo.cache.keys import Key, is_dead
 from pushdemo.cache.store import Entry, Store, Timer
+from pushdemo.forking import call_in_child
 
 log = logging.getLogger("pushdemo.cache")
 
@@ -61,42 +77,31 @@ class Times(NamedTuple):
 
 
 class Flight:
-    """A computation under way, and its outcome for those who wait. Written by its owner only, before it lands."""
+    """A computation under way, and its end, which the owner writes before it lets go of `flying`."""
+
+    __slots__ = ("end", "error", "flying", "over", "owner", "value", "waiters")
 
     def __init__(self) -> None:
         self.owner = threading.get_ident()
-        self._landed = threading.Event()
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._traceback: TracebackType | None = None
-
-    def land(self, value: Any) -> None:
-        """End with a value."""
-        self._value = value
-        self._landed.set()
-
-    def crash(self, error: BaseException) -> None:
-        """End with an exception."""
-        self._error, self._traceback = error, error.__traceback__
-        self._landed.set()
-
-    def landed(self, timeout: float) -> bool:
-        """Wait for the end; False if that takes more than `timeout` seconds."""
-        return self._landed.wait(timeout)
+        self.flying = threading.Lock()  # held by the owner until the end, and for a moment by each who has waited
+        self.over = False  # set by whoever has waited, so that nobody takes that moment for a flight
+        self.waiters = 0  # under the lock of the cache
+        self.end: Literal["interrupt", "value", "error", "unshared error"] = "interrupt"
+        self.value: Any = None
+        self.error: Exception | None = None  # to be copied
 
     @property
-    def abandoned(self) -> bool:
-        """Whether it ended with what concerns its owner alone, as KeyboardInterrupt and SystemExit do."""
-        return self._error is not None and not isinstance(self._error, Exception)
+    def alive(self) -> bool:
+        """Whether its owner is in it still."""
+        return self.flying.locked() and not self.over
 
-    def outcome(self) -> Any:
-        """The value; or raises the exception, the same object for everyone, with its owner's traceback."""
-        try:
-            if self._error is not None:
-                raise self._error.with_traceback(self._traceback)
-            return self._value
-        finally:
-            del self  # see FunctionCache.get
+    def wait(self, timeout: float) -> bool:
+        """Wait for the end; False if that takes more than `timeout` seconds."""
+        if not self.flying.acquire(timeout=timeout):
+            return False
+        self.over = True
+        self.flying.release()
+        return True
 
 
 class FunctionCache:
@@ -116,17 +121,21 @@ class FunctionCache:
         self._wait = wait
         # Set without a lock, see `died`.
         self._deaths = False
-        # Owns all that follows. Re-entrant, as what a destructor does in the middle of it may come back here.
+        self._misses = self._waits = self._stale = self._errors = 0  # under the lock
+        self._failing = False
+        self._after_fork()
+        call_in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        # Owns the flights and the counters. Re-entrant, as a destructor in the middle of it may come back here.
         self._lock = threading.RLock()
         self._flights: dict[Key, Flight] = {}
-        self._misses = self._waits = self._stale = self._errors = 0
-        self._failing = False
 
     def get(self, key: Key, compute: Callable[[], Any]) -> Any:
         """The value of `key`: a kept one, another caller's, or computed now.
 
-        Raises what `compute` raised, here or for the other caller; RecursiveCallError if this thread is computing the
-        key; TimeoutError if another has not come to an end within the wait.
+        Raises what `compute` raised, or a copy of what it raised for the other caller; RecursiveCallError if this
+        thread is computing the key; TimeoutError if another has not come to an end within the wait.
         """
         entry = self.near.get(key)
         if entry is not None and (now := self.timer()) < entry.fresh_until:
@@ -134,27 +143,31 @@ class FunctionCache:
         self._bury()
         if not self._times.duration:
             return self._counted(compute)
-        try:
-            while True:
-                found = self._entry_or_flight(key)
+        while True:
+            flight = Flight()
+            with flight.flying:
+                found = self._entry_or_flight(key, flight)
                 if isinstance(found, Entry):
                     return found.value
-                if found.owner == threading.get_ident():
-                    return self._fly(found, key, compute)
-                if not found.landed(self._wait):
-                    raise self._timeout()
-                if not found.abandoned:
-                    return found.outcome()
-        finally:
-            # The traceback of an exception holds this frame; the flight in it would hold the exception.
-            found = None  # type: ignore[assignment]
+                if found is flight:
+                    return self._fly(flight, key, compute)
+            if not found.wait(self._wait):
+                raise self._timeout()
+            if found.end == "value":
+                return found.value
+            if found.end == "error":
+                self._raise_copy(found)
+            if found.end != "interrupt":
+                return self._counted(compute)
 
-    def _entry_or_flight(self, key: Key) -> Entry | Flight:
-        """The entry to use now, or else the flight to wait for, or to fly if it is this thread's."""
+    def _entry_or_flight(self, key: Key, mine: Flight) -> Entry | Flight:
+        """The entry to use now, or else the flight to wait for; `mine` if there was none and this one flies now."""
         with self._lock:
             now = self.timer()
             flight = self._flights.get(key)
-            if flight is not None and flight.owner == threading.get_ident():
+            if flight is not None and not flight.alive:
+                flight = None
+            if flight is not None and flight.owner == mine.owner:
                 raise RecursiveCallError(
                     f"{self.name}, while it computes a value, asks for it: with the same arguments"
                 )
@@ -162,29 +175,39 @@ class FunctionCache:
             if entry is not None and now < (entry.fresh_until if flight is None else entry.stale_until):
                 return self._taken(entry, now)
             if flight is None:
-                flight = self._flights[key] = Flight()
-            else:
-                self._waits += 1
+                self._flights[key] = mine
+                return mine
+            flight.waiters += 1
+            self._waits += 1
             return flight
 
     def _fly(self, flight: Flight, key: Key, compute: Callable[[], Any]) -> Any:
         try:
             value = self._claimed(key, compute)
         except BaseException as error:
-            self._remove(flight, key)
-            flight.crash(error)
+            if self._remove(flight, key) and isinstance(error, Exception):
+                flight.error = sharing.template(error)
+                flight.end = "error" if flight.error else "unshared error"
             raise
-        else:
-            self._remove(flight, key)
-            flight.land(value)
-            return value
-        finally:
-            del flight  # see `get`
+        self._remove(flight, key)
+        flight.value, flight.end = value, "value"
+        return value
 
-    def _remove(self, flight: Flight, key: Key) -> None:
+    def _remove(self, flight: Flight, key: Key) -> int:
+        """Let nobody join the flight any more; return how many have."""
         with self._lock:
             if self._flights.get(key) is flight:
                 del self._flights[key]
+            return flight.waiters
+
+    def _raise_copy(self, flight: Flight) -> None:
+        """Raise a copy of the exception that the flight ended with, if one can be made."""
+        error = flight.error and sharing.copy_of(flight.error)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
 
     def _claimed(self, key: Key, compute: Callable[[], Any]) -> Any:
         """The value of `key`, computed unless another process is computing it or has just done so."""
@@ -222,8 +245,7 @@ class FunctionCache:
             self._misses += 1
         try:
             value = compute()
-            if inspect.isgenerator(value) or inspect.isawaitable(value) or inspect.isasyncgen(value):
-                raise TypeError(f"{self.name} returned a {type(value).__name__}, which serves one caller: use a list")
+            sharing.check(self.name, value)
         except BaseException:
             with self._lock:
                 self._errors += 1

@@ -8,14 +8,17 @@ Run by: any thread.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cachetools import TLRUCache
 
 from pushdemo.cache.keys import Key
+from pushdemo.forking import call_in_child
 
 Timer = Callable[[], float]
+R = TypeVar("R")
 
 
 class Entry:
@@ -46,7 +49,7 @@ class Store(Protocol):
     """What a backend offers. Each method is atomic and may be called by any thread.
 
     A claim is the right to compute one key's value and to put it; what it is, the store decides. It ends with `settle`,
-    `delete` and `clear`, and in a store that processes share also with the process that has it.
+    `delete` and `clear`, when its holder drops the object, and with the process that has it.
     """
 
     @property
@@ -76,54 +79,94 @@ class Store(Protocol):
         """The number of entries that are still of use."""
 
 
+class _Claim:
+    """A claim, which ends with `settle`, or else when the computation that has it is gone."""
+
+    __slots__ = ("__weakref__",)
+
+
 class CachetoolsStore:
-    """The store in the process: at most `maxsize` entries in a cachetools cache, each for as long as it is of use."""
+    """The store in the process: at most `maxsize` entries in a cachetools cache, each for as long as it is of use.
+
+    An interrupt (a signal's exception in the main thread) may end any method anywhere. So claims are held weakly, and a
+    change that has not come to its end has the cache made anew from `near`, whose own changes are single steps.
+    """
 
     def __init__(self, name: str, maxsize: int, timer: Timer) -> None:
         # Read by any thread without a lock; changed by _bounded alone.
         self.near: dict[Key, Entry] = {}
+        self._maxsize = maxsize
+        self._timer = timer
+        self._after_fork()
+        call_in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
         # Owns all that follows. Re-entrant, as what a destructor does in the middle of it may come back here.
-        self._changed = threading.Condition(threading.RLock())
-        self._bounded = _Bounded(maxsize, timer, self.near)
-        self._claims: dict[Key, object] = {}
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._claims: dict[Key, weakref.ref[_Claim]] = {}
+        self._changing = threading.Lock()  # held during a change of _bounded; an interrupt lets go of it
+        self._bounded = _Bounded(self._maxsize, self._timer, self.near)
+        self._whole = not self.near  # whether the last change of _bounded has come to its end
 
     def get(self, key: Key) -> Entry | None:
         return self.near.get(key)
 
     def claim(self, key: Key, timeout: float) -> object | None:
-        with self._changed:
-            if key in self._claims and not self._changed.wait_for(lambda: key not in self._claims, timeout):
+        with self._lock:
+            if self._claimed(key) and not (
+                timeout > 0
+                and self._changed.wait_for(lambda: not self._claimed(key), min(timeout, threading.TIMEOUT_MAX))
+            ):
                 return None
-            claim = self._claims[key] = object()
+            claim = _Claim()
+            self._claims[key] = weakref.ref(claim)
             return claim
 
     def settle(self, key: Key, claim: object, entry: Entry | None) -> bool:
-        with self._changed:
-            if self._claims.get(key) is not claim:
+        with self._lock:
+            if (held := self._claims.get(key)) is None or held() is not claim:
                 return False
             self._end_claims(key)
             if entry is not None:
-                self._bounded[key] = entry
+                self._change(lambda bounded: bounded.__setitem__(key, entry))
             return True
 
     def delete(self, key: Key) -> None:
-        with self._changed:
-            self._bounded.pop(key, None)
+        with self._lock:
+            self._change(lambda bounded: bounded.pop(key, None))
             self._end_claims(key)
 
     def clear(self) -> None:
-        with self._changed:
-            self._bounded.clear()
+        with self._lock:
+            self._change(lambda bounded: bounded.clear())
             self._end_claims(*self._claims)
 
     def __len__(self) -> int:
-        with self._changed:
-            return len(self._bounded)
+        with self._lock:
+            return self._change(len)
+
+    def _claimed(self, key: Key) -> bool:
+        return (held := self._claims.get(key)) is not None and held() is not None
 
     def _end_claims(self, *keys: Key) -> None:
         for key in keys:
             self._claims.pop(key, None)
         self._changed.notify_all()
+
+    def _change(self, change: Callable[[_Bounded], R]) -> R:
+        """What `change` returns of the bounded cache; under the lock."""
+        if self._changing.locked():  # by a value's destructor, in the middle of a change
+            return change(self._bounded)
+        with self._changing:
+            if not self._whole:
+                self._bounded = _Bounded(self._maxsize, self._timer, self.near)
+                for key, entry in list(self.near.items()):
+                    self._bounded[key] = entry
+            self._whole = False
+            found = change(self._bounded)
+            self._whole = True
+            return found
 
 
 class _Bounded(TLRUCache[Key, Entry]):

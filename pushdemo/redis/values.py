@@ -5,56 +5,21 @@ Pure functions; any thread may call them. Nothing here needs the `redis` package
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import pickle
 from typing import Any
 
-from pushdemo.cache.keys import Instance, Key
+from pushdemo.cache import canonical
+from pushdemo.cache.keys import Key
 
 _JSON, _PICKLE = b"j", b"p"
 _PLAIN = frozenset({str, int, bool, type(None)})
 
 
-def digest(key: Key) -> str | None:
-    """A name for the call that is the same in every process; None for one that only this process can know.
-
-    That is a call with an object that equals nothing but itself, or that cannot be pickled. Pickles are only compared
-    here, never loaded.
-    """
-    try:
-        return hashlib.sha256(_canonical(key)).hexdigest()
-    except _OnlyHereError:
-        return None
-
-
-class _OnlyHereError(Exception):
-    pass
-
-
-def _canonical(part: Any) -> bytes:
-    """The same bytes for equal parts; sets in an order of their own, since a pickle has that of this process."""
-    kind = type(part)
-    if kind is tuple:
-        return b"(%s)" % b"".join(map(_framed, part))
-    if kind is frozenset:
-        return b"{%s}" % b"".join(sorted(map(_framed, part)))
-    if kind is Instance:
-        raise _OnlyHereError
-    if isinstance(part, type):
-        return f"class {part.__module__}.{part.__qualname__}".encode()
-    if kind is object:
-        return b"object"  # the mark that cache/keys.py puts before what stands for a list or the like
-    try:
-        return b"%s %s" % (kind.__qualname__.encode(), repr(part).encode() if kind in _PLAIN else pickle.dumps(part, 4))
-    except Exception as error:
-        raise _OnlyHereError from error
-
-
-def _framed(part: Any) -> bytes:
-    data = _canonical(part)
-    return b"%d:%s" % (len(data), data)
+def digest(key: Key) -> str:
+    """A name for the call that is the same in every process. Raises NotCanonicalError for one that has none."""
+    return canonical.digest(key).hex()
 
 
 def encoded(name: str, value: Any, *, may_pickle: bool) -> bytes:

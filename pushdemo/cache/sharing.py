@@ -1,0 +1,127 @@
+"""What may be given to more than one caller: which values a memorized function may return, and copies of exceptions.
+
+A value that serves one caller is refused: a response, into which the request writes cookies; what is read once. An
+exception is not shared at all, since whoever catches it writes into it (`__context__`, notes, its traceback): each
+caller who has waited gets a copy. Pure functions; any thread may call them.
+"""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import io
+import os
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+_FOLDER = os.path.dirname(__file__)
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes, list, tuple, dict})
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a class statement has made
+
+
+def check(name: str, value: Any) -> None:
+    """Raise TypeError if `value` serves one caller only, or what is in it if it is a list, a tuple, a set or a dict."""
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset, dict):
+        parts: Iterable[Any] = value.values() if kind is dict else value
+        for part in {type(each): each for each in parts}.values():  # one of each type tells of all
+            _check_one(f"{name} returned a {kind.__name__} with", part)
+    else:
+        _check_one(f"{name} returned", value)
+
+
+def _check_one(returned: str, value: Any) -> None:
+    if type(value) in _PLAIN:
+        return
+    if is_response(value):
+        raise TypeError(
+            f"{returned} a {type(value).__name__}, which is a response: it belongs to one request, whose cookies are "
+            "written into it. Memorize a function that returns what the response is made of, and make it in the view"
+        )
+    if _is_read_once(value):
+        raise TypeError(
+            f"{returned} a {type(value).__name__}, which serves one caller: use a list, such as list(...) of it, or "
+            "what a file contains"
+        )
+
+
+def is_response(value: Any) -> bool:
+    """Whether `value` is what Pyramid and WebOb send to a client; many exceptions are."""
+    with suppress(Exception):  # of its properties
+        return all(hasattr(value, name) for name in ("headerlist", "app_iter", "status"))
+    return False
+
+
+def _is_read_once(value: Any) -> bool:
+    """Whether `value` is an iterator, an awaitable, an open file or the result of a database query."""
+    kind = value.__class__  # of a transparent proxy this is the class of what is behind it
+    own = getattr(value, "__dict__", {})
+
+    def has(*names: str) -> bool:
+        return all(hasattr(kind, name) or name in own for name in names)
+
+    return (
+        any(map(has, ("__next__", "__anext__", "__await__", "fetchone", "fetchall", "fetchmany")))
+        or isinstance(value, io.IOBase)
+        or isinstance(own.get("file"), io.IOBase)  # as the files of `tempfile` have it
+        or (has("read", "close") and (has("seek") or has("readline")))
+    )
+
+
+def copy_of(error: Exception) -> Exception | None:
+    """An exception of the same type that shares nothing with `error`; None where none can be made, or none is safe.
+
+    Its cause, its context and its traceback are not copied.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        made = _rebuilt(error, memo) if _is_plain(type(error)) else copy.deepcopy(error, memo)
+        same = type(made) is type(error) and str(made) == str(error) and vars(made).keys() == vars(error).keys()
+    except Exception:
+        return None
+    if not same or is_response(made) or any(map(_is_of_one_request, memo.values())):
+        return None
+    made.__cause__ = made.__context__ = None
+    return made
+
+
+def template(error: Exception) -> Exception | None:
+    """A copy of `error` whose notes tell where it was raised, to make more copies of; None as for `copy_of`."""
+    made = None if is_response(error) else copy_of(error)
+    if made is None or not isinstance(getattr(made, "__notes__", []), list):
+        return None
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_FOLDER)]
+    made.add_note("Raised for another caller, who computed the value:\n" + "".join(traceback.format_list(frames)))
+    return made
+
+
+def _is_plain(kind: type[Exception]) -> bool:
+    """Whether exceptions of this type consist of their `args` and attributes, so that they need no `__init__`."""
+    return (
+        _builtin(kind).__basicsize__ == BaseException.__basicsize__
+        and kind.__reduce_ex__ is BaseException.__reduce_ex__
+        and kind.__reduce__ is BaseException.__reduce__
+        and not hasattr(kind, "__deepcopy__")
+    )
+
+
+def _rebuilt(error: Exception, memo: dict[int, Any]) -> Exception:
+    kind: Any = type(error)
+    made: Exception = _builtin(kind).__new__(kind, *copy.deepcopy(error.args, memo))
+    vars(made).update(copy.deepcopy(vars(error), memo))
+    for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]
+        if hasattr(error, name):
+            setattr(made, name, copy.deepcopy(getattr(error, name), memo))
+    return made
+
+
+def _builtin(kind: type[BaseException]) -> Any:
+    return next(each for each in kind.__mro__ if not each.__flags__ & _HEAP_TYPE)
+
+
+def _is_of_one_request(value: Any) -> bool:
+    """Whether `value` is a response, a request or a session: not even a copy may reach another visitor."""
+    kind = type(value)
+    return is_response(value) or hasattr(kind, "environ") or hasattr(kind, "new_csrf_token")
