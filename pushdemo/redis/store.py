@@ -8,33 +8,50 @@ renewed in the thread of the renewals (redis/leases.py).
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 
+from pushdemo.cache.canonical import NotCanonicalError
 from pushdemo.cache.keys import Key
 from pushdemo.cache.store import CachetoolsStore, Entry, Timer
+from pushdemo.forking import call_in_child
 from pushdemo.redis.connection import Fields, Link, RedisUnavailableError
 from pushdemo.redis.leases import LEASE_TIME, Renewals
 from pushdemo.redis.scripts import CLAIM, COUNT, DELETE, GET, SETTLE
 from pushdemo.redis.values import decoded, digest, encoded
+
+log = logging.getLogger("pushdemo.cache")
 
 SHORTEST, LONGEST = 0.005, 0.1  # seconds between two looks whether someone else's claim has ended
 _EVER = 10 * 365 * 24 * 3600.0  # seconds: for values that are used for ever
 
 
 class Claim:
-    """The right to compute one value, which this process renews until it settles. `turn` is that in this process."""
+    """The right to compute one value, which is renewed until it settles, or until the computation that has it is gone.
 
-    def __init__(self, name: str, turn: object, renew: Callable[[Claim], None]) -> None:
+    `name` is the digest of the call, `turn` the claim within this process, `life` the store's when the claim was made.
+    """
+
+    def __init__(self, name: str, turn: object, life: object) -> None:
         self.name = name
         self.turn = turn
+        self.life = life
         self.token = secrets.token_hex(16)
+        self.beat: _Beat | None = None  # once Redis has given the claim
+
+
+class _Beat:
+    """What the renewals call for a claim. It does not keep the claim, as an interrupted computation drops that."""
+
+    def __init__(self, claim: weakref.ref[Claim], renew: Callable[[_Beat], None]) -> None:
+        self.claim = claim
         self._renew = renew
 
-    def beat(self) -> None:
+    def __call__(self) -> None:
         """Renew it. Raises RedisUnavailableError."""
         self._renew(self)
 
@@ -58,12 +75,18 @@ class RedisStore:
         self._settle = link.script(SETTLE)
         self._delete = link.script(DELETE)
         self._count = link.script(COUNT)
-        # Owns the rest. Re-entrant, as what a value's destructor does may come back here.
-        self._lock = threading.RLock()
         self._copies = CachetoolsStore(name, maxsize, timer)
         self._turns = CachetoolsStore(name, maxsize, timer)  # for claims alone: whose turn it is in this process
-        self._named: dict[str, Key] = {}  # by digest, the keys that may be among the copies
-        self._deletions = 0
+        self._named: dict[str, Key] = {}  # by digest, the keys that may be among the copies; under _lock
+        self._deletions = 0  # under _lock
+        self._told: set[object] = set()  # what the log knows; any thread adds to it
+        self._after_fork()
+        call_in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        # Re-entrant, as what a value's destructor does may come back here.
+        self._lock = threading.RLock()
+        self._life = object()  # the claims of the process before the fork are not this one's
 
     @property
     def near(self) -> Mapping[Key, Entry]:
@@ -72,7 +95,7 @@ class RedisStore:
 
     def get(self, key: Key) -> Entry | None:
         """See Store. While Redis cannot be reached, the copy."""
-        name, deletions = digest(key), self._deletions
+        name, deletions = self._digest(key), self._deletions
         if name is None:
             return self._copies.get(key)
         try:
@@ -91,10 +114,10 @@ class RedisStore:
         """See Store. While Redis cannot be reached, a claim is this process's own."""
         until = time.monotonic() + timeout
         turn = self._turns.claim(key, timeout)
-        name = digest(key)
+        name = self._digest(key)
         if turn is None or name is None:
             return turn
-        claim = Claim(name, turn, self._renew)
+        claim = Claim(name, turn, self._life)
         pause = SHORTEST
         try:
             while not self._held(claim, "claim"):
@@ -106,6 +129,7 @@ class RedisStore:
                 pause = min(2 * pause, LONGEST)
         except RedisUnavailableError:
             return turn
+        claim.beat = _Beat(weakref.ref(claim), self._renew)
         self._renewals.add(claim.beat, at_once=False)
         return claim
 
@@ -113,7 +137,10 @@ class RedisStore:
         """See Store."""
         if not isinstance(claim, Claim):
             return self._end_turn(key, claim, entry)
-        self._renewals.discard(claim.beat)
+        if claim.life is not self._life:
+            return False
+        if claim.beat:
+            self._renewals.discard(claim.beat)
         deletions = self._deletions
         try:
             value = encoded(self.name, entry.value, may_pickle=self._may_pickle) if entry else b""
@@ -130,7 +157,7 @@ class RedisStore:
 
     def delete(self, key: Key) -> None:
         """See Store. Raises RedisUnavailableError where others cannot be told; the copy is gone all the same."""
-        name = digest(key)
+        name = self._digest(key)
         try:
             if name is not None:
                 self._delete_for_all(name)
@@ -189,6 +216,25 @@ class RedisStore:
 
     # -- Redis
 
+    def _digest(self, key: Key) -> str | None:
+        """The name of the call in all processes; None for one that only this process can know."""
+        try:
+            return digest(key)
+        except NotCanonicalError as error:
+            self._tell_once(
+                error.kind,
+                "%s: calls with arguments of type %s are not shared with other nodes, since no two processes can know "
+                "that theirs are equal. Pass what identifies them, or leave them out of the key: memorize(ignore=...)",
+                self.name,
+                error,
+            )
+            return None
+
+    def _tell_once(self, what: object, message: str, *args: object) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.warning(message, *args)
+
     def _ahead(self) -> int:
         """Milliseconds that the application's clock is ahead of the machine's."""
         return round((self._timer() - time.monotonic()) * 1000)
@@ -197,9 +243,10 @@ class RedisStore:
         lease = round(LEASE_TIME * 1000)
         return bool(self._claim(self._keys, [self._ahead(), claim.name, claim.token, lease, how]))
 
-    def _renew(self, claim: Claim) -> None:
-        if not self._held(claim, "renew"):
-            self._renewals.discard(claim.beat)
+    def _renew(self, beat: _Beat) -> None:
+        claim = beat.claim()
+        if claim is None or claim.life is not self._life or not self._held(claim, "renew"):
+            self._renewals.discard(beat)
 
     def _settled(self, claim: Claim, entry: Entry | None, value: bytes) -> bool:
         """Whether the claim was still this process's; True where Redis cannot be reached, and knows of nothing else."""
@@ -220,13 +267,16 @@ class RedisStore:
 
     def _entry(self, now: int, found: bytes) -> Entry | None:
         """The entry that is kept as `found`; None for one that this function does not read."""
-        made, times, value = found.split(b"\n", 2)
-        fresh, stale, error = (int(span) / 1000 for span in times.split())
         try:
-            decode = decoded(value, may_pickle=self._may_pickle)
-        except ValueError:
+            made, times, value = found.split(b"\n", 2)
+            fresh, stale, error = (int(span) / 1000 for span in times.split())
+            kept = decoded(value, may_pickle=self._may_pickle)
+            return Entry(kept, self._timer() - (now - int(made)) / 1000, fresh, stale - fresh, error - fresh)
+        except Exception as error:  # whatever loading a pickle raises; a class may have gone since, too
+            self._tell_once(
+                "malformed", "%s: a value at Redis cannot be read, and is computed anew: %r", self.name, error
+            )
             return None
-        return Entry(decode, self._timer() - (now - int(made)) / 1000, fresh, stale - fresh, error - fresh)
 
 
 class Deletions:
@@ -259,7 +309,8 @@ class Deletions:
         """See Follower. Drops all copies if any deletion was missed, as nobody knows which ones."""
         found = self._link.call(lambda: self._link.client.get(self.key))
         number, _, token = (found or b"0 ").partition(b" ")
-        if self._known != (known := (int(number), token)):
+        known = (int(number) if number.isdigit() else 0, token)
+        if self._known != known:
             self._known = known
             self._forget("", "")
 

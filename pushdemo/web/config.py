@@ -18,8 +18,9 @@ from pyramid.httpexceptions import HTTPServiceUnavailable
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
+from pyramid.threadlocal import get_current_registry
 
-from pushdemo.cache.memorize import Caches, UnknownFunctionError
+from pushdemo.cache.functions import Caches, UnknownFunctionError, outside
 from pushdemo.topics import content
 from pushdemo.topics.catalog import Topics
 from pushdemo.topics.message import Message
@@ -146,7 +147,9 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
     if known:
         _warn_of_threads(registry)
     unknown = [] if known else [True]  # any thread empties it; of several at once, `pop` lets one succeed
-    active = registry["pushdemo.caches"].active
+    caches: Caches = registry["pushdemo.caches"]
+    caches.serve()
+    active = caches.active
 
     def with_caches(request: Request) -> Response:
         if unknown:
@@ -158,6 +161,10 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
             return handler(request)
 
     return with_caches
+
+
+# Pyramid knows the application in callbacks and outer tweens too, and in scripts and shells that it has bootstrapped.
+outside.in_request = lambda: get_current_registry().get("pushdemo.caches")
 
 
 def _server_is_another() -> bool:
