@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pyramid.config import Configurator
 
 from pushdemo.server import Server
-from pushdemo.topics.catalog import Topics
+from pushdemo.topics.catalog import Catalog
 from tests.support import PATIENCE, Client, port_of, serving
 
 STREAMS = ("multipart", "sse", "jsonlines")
@@ -27,7 +27,7 @@ class Pushing(NamedTuple):
     """A running application: `/push` brings its topics, all or those of `?topic=`, and `/push/{name}` one of them."""
 
     server: Server
-    topics: Topics
+    topics: Catalog
 
     @property
     def port(self) -> int:

@@ -15,7 +15,7 @@ from pushdemo.delivery.connection import READ, WRITE, Holder, has_left
 from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.sending import FAILED, offer
 from pushdemo.delivery.subscription import Pace, retry_hint
-from pushdemo.transports import Transport
+from pushdemo.transports import StreamTransport
 from pushdemo.transports.framing import Frame, ending
 
 
@@ -24,7 +24,7 @@ class Pulled(Protocol):
 
     pace: Pace
     tally: Tally
-    transport: Transport
+    transport: StreamTransport
 
     def open(self) -> bytes:
         """The first bytes."""

@@ -14,7 +14,7 @@ from pushdemo import transports
 from pushdemo.delivery.metrics import Counters
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import Transport, longpoll
+from pushdemo.transports import StreamTransport, longpoll
 from pushdemo.transports.longpoll import State
 
 _FIRST = 32_768  # bytes of history that the first write brings at most; the rest follows as the client reads
@@ -109,7 +109,7 @@ class Subscription(_Client):
     def __init__(
         self,
         topic: Topic,
-        transport: Transport,
+        transport: StreamTransport,
         pace: Pace,
         last_event_id: str = "",
         release: Callable[[], None] = lambda: None,

@@ -20,14 +20,22 @@ from pushdemo.redis.listener import Reader
 from pushdemo.redis.ownership import SessionOwnership
 from pushdemo.redis.store import Deletions, RedisStore
 from pushdemo.redis.topic import RedisTopic
-from pushdemo.topics.topic import Source, Topic
+from pushdemo.topics.pool import SourcePool
+from pushdemo.topics.topic import MessageProducer, Topic
 
 
 class RedisBackend:
     """See Backend. Raises ValueError for a URL that will not do, without repeating it."""
 
-    def __init__(self, url: str, namespace: str = "pushdemo", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        namespace: str = "pushdemo",
+        clock: Callable[[], float] = time.monotonic,
+        pool: SourcePool | None = None,
+    ) -> None:
         self.namespace = namespace
+        self.pool = pool or SourcePool(clock=clock)
         self._link = Link(url, namespace, clock)
         self._clock = clock
         self._reader = Reader(self._link, clock)
@@ -41,8 +49,28 @@ class RedisBackend:
     def trouble(self) -> str:
         return self._link.trouble
 
-    def topic(self, name: str, *, content_type: str, history: int) -> RedisTopic:
-        return RedisTopic(self._link, name, content_type=content_type, history=history, clock=self._clock)
+    def topic(
+        self,
+        name: str,
+        *,
+        content_type: str,
+        history: int,
+        history_bytes: int | None = None,
+        lifetime: float | None = None,
+        pattern: str = "",
+    ) -> RedisTopic:
+        topic = RedisTopic(
+            self._link,
+            name,
+            content_type=content_type,
+            history=history,
+            history_bytes=history_bytes,
+            pattern=pattern,
+            clock=self._clock,
+        )
+        if pattern:  # made at run time
+            self._reader.follow(topic)
+        return topic
 
     def producer(
         self,
@@ -51,11 +79,19 @@ class RedisBackend:
         interval: float | None,
         *,
         around: Callable[[], AbstractContextManager[object]],
-    ) -> Source:
+        spread: bool = False,
+    ) -> MessageProducer:
         assert isinstance(topic, RedisTopic)
-        producer = RedisProducer(self._link, self._renewals, topic, source, interval, around=around)
+        producer = RedisProducer(
+            self._link, self._renewals, topic, source, interval, pool=self.pool, around=around, spread=spread
+        )
         self._producers.append(producer)
         return producer
+
+    def forget(self, topic: Topic) -> None:
+        assert isinstance(topic, RedisTopic)
+        self._reader.unfollow(topic)
+        self._producers = [producer for producer in self._producers if producer.topic is not topic]
 
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
         if "<" in name:  # <locals>, <lambda>: several functions may have this name, and each its own values

@@ -20,7 +20,8 @@ from pushdemo.redis.connection import Link, RedisUnavailableError
 from pushdemo.redis.scripts import LEASE, RELEASE
 from pushdemo.redis.topic import Lease, LeaseLostError, RedisTopic
 from pushdemo.topics import content
-from pushdemo.topics.message import Kind
+from pushdemo.topics.message import EntryKind
+from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.producer import LINGER, Producer
 
 log = logging.getLogger("pushdemo")
@@ -94,10 +95,12 @@ class RedisProducer(Producer):
         source: Callable[[], Any],
         interval: float | None,
         *,
+        pool: SourcePool,
         around: Callable[[], AbstractContextManager[object]] = nullcontext,
         linger: float = LINGER,
+        spread: bool = False,
     ) -> None:
-        super().__init__(topic, source, interval, around=around, linger=linger)
+        super().__init__(topic, source, interval, pool=pool, around=around, linger=linger, spread=spread)
         self._renewals = renewals
         self._take = link.script(LEASE)
         self._give_back = link.script(RELEASE)
@@ -109,7 +112,7 @@ class RedisProducer(Producer):
 
     @property
     def fresh(self) -> bool:
-        """See Source."""
+        """See MessageProducer."""
         if self.lease:
             return super().fresh
         return self._elsewhere or self.topic.clock() < self._due_after_newest()
@@ -200,13 +203,11 @@ class RedisProducer(Producer):
 
     def _finish(self) -> None:
         self._say(b"", "end")
-        with self.topic.changed:
-            self.running = False
 
     def _tell_failing(self) -> None:
         self._say(b"", "failing")
 
-    def _say(self, body: bytes, kind: Kind | Literal["end"]) -> None:
+    def _say(self, body: bytes, kind: EntryKind | Literal["end"]) -> None:
         """Publish under the lease, as soon as Redis takes it; without the lease it is another node's to say."""
         nonce = os.urandom(8).hex()
         while (lease := self.lease) and not self.closed:

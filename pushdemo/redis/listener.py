@@ -54,6 +54,10 @@ class Reader:
         """Bring it news too, once started."""
         self._followers[follower.key.encode()] = follower
 
+    def unfollow(self, follower: Follower) -> None:
+        """Undo `follow`."""
+        self._followers.pop(follower.key.encode(), None)
+
     def start(self) -> None:
         """Have all catch up now, before the first client comes, if Redis can be reached; then listen."""
         with suppress(RedisUnavailableError):  # the log knows, and the thread goes on trying
@@ -98,7 +102,7 @@ class Reader:
                 self._take_over(news)
 
     def _look(self) -> None:
-        for follower in self._followers.values():
+        for follower in list(self._followers.values()):
             try:
                 follower.catch_up()
             except RedisUnavailableError:

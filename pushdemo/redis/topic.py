@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, cast
 from pushdemo.redis.connection import Fields, Link, RedisUnavailableError
 from pushdemo.redis.scripts import LOOK, PUBLISH
 from pushdemo.topics import content
-from pushdemo.topics.message import Kind, Message
+from pushdemo.topics.message import EntryKind, Message, event_id, parse_event_id
 from pushdemo.topics.topic import Beginning, Topic
 
 ENDED_FOR = 24 * 3600  # seconds that an ended topic is remembered; then it begins anew
@@ -49,9 +49,13 @@ class RedisTopic(Topic):
         *,
         content_type: str = content.XML,
         history: int = 100,
+        history_bytes: int | None = None,
+        pattern: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(name, content_type=content_type, history=history, clock=clock)
+        super().__init__(
+            name, content_type=content_type, history=history, history_bytes=history_bytes, pattern=pattern, clock=clock
+        )
         self.key = link.key("topic", name)  # of its state, and in the news
         self._stream = link.key("stream", name)
         self._link = link
@@ -63,17 +67,17 @@ class RedisTopic(Topic):
         self._shared = False  # whether the epoch is one of Redis's
         self._told: tuple[int, bool] = self._mark()
 
-    def _begin_in_child(self) -> None:
+    def begin_in_child(self) -> None:
         """See Topic. The life of a topic that Redis knows is Redis's."""
         epoch, history = self.epoch, self._history
-        super()._begin_in_child()
+        super().begin_in_child()
         self._catching_up = threading.Lock()
         if self._shared:
             self.epoch, self._history = epoch, history
 
     # -- what publishers and sources do
 
-    def _append(self, body: bytes, kind: Kind) -> Message:
+    def _append(self, body: bytes, kind: EntryKind) -> Message:
         message = self.append(body, kind)
         assert message is not None
         return message
@@ -83,7 +87,7 @@ class RedisTopic(Topic):
         self.append(b"", "end")
 
     def append(
-        self, body: bytes, kind: Kind | Literal["end"], lease: Lease | None = None, nonce: str = ""
+        self, body: bytes, kind: EntryKind | Literal["end"], lease: Lease | None = None, nonce: str = ""
     ) -> Message | None:
         """Add an entry to the stream and to the mirror, and tell everyone here; None for an end.
 
@@ -128,11 +132,13 @@ class RedisTopic(Topic):
         if kind == "end":
             return None
         with self.changed:
-            id = f"{epoch}-{place[0]}"
+            id = event_id(epoch, place[0])
             for entry in reversed(self._history.values()):
                 if entry.id == id and entry.kind == kind:
                     return entry
-            return Message(self.head, place[0], id, body, self.content_type, kind=cast(Kind, kind), time=self.clock())
+            return Message(
+                self.head, place[0], id, body, self.content_type, kind=cast(EntryKind, kind), time=self.clock()
+            )
 
     # -- what clients do
 
@@ -141,9 +147,8 @@ class RedisTopic(Topic):
 
         Clients that come back by the thousand do not wait for a Redis that is gone: then as far as the mirror goes.
         """
-        epoch, _, digits = last_event_id.rpartition("-")
-        is_id = digits.isascii() and digits.isdigit() and len(digits) < 20
-        if is_id and (epoch != self.epoch or int(digits) > self.number):
+        parsed = parse_event_id(last_event_id)
+        if parsed and (parsed[0] != self.epoch or parsed[1] > self.number):
             with suppress(RedisUnavailableError):
                 self.catch_up(patient=False)
         return super().begin(last_event_id)
@@ -230,7 +235,7 @@ class RedisTopic(Topic):
             number, notice = _place(entries[0][0])
             before = number - (notice == 0)
         told = self._shared or self.head > 0
-        self._history.clear()
+        self._forget_history()
         self.epoch, self._shared, self.ended, self._nonce = epoch, True, False, b""
         if told:
             self._reset(before)
@@ -243,7 +248,7 @@ class RedisTopic(Topic):
 
     def _reset(self, number: int) -> None:
         """Tell everyone that the messages up to `number` are not all here."""
-        id = f"{self.epoch}-{number}"
+        id = event_id(self.epoch, number)
         self._keep(Message(self.head + 1, number, id, b"", self.content_type, kind="reset", time=self.clock()))
         self._notices = 0
 
@@ -261,8 +266,8 @@ class RedisTopic(Topic):
             self.ended = True
             self.changed.notify_all()
             return
-        id = f"{self.epoch}-{number}"
-        self._keep(Message(self.head + 1, number, id, body, self.content_type, kind=cast(Kind, kind), time=at))
+        id = event_id(self.epoch, number)
+        self._keep(Message(self.head + 1, number, id, body, self.content_type, kind=cast(EntryKind, kind), time=at))
 
     def _mark(self) -> tuple[int, bool]:
         return self.head, self.ended

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pushdemo.topics.message import Kind, Message
+from pushdemo.topics.message import EntryKind, Message, join_event_ids, split_event_ids
 from pushdemo.topics.topic import EARLIEST, Beginning, Topic
 
 _LOST = "lost"  # no topic's id: whoever comes back with it gets a reset
@@ -19,20 +19,24 @@ class MergedTopic(Topic):
     """`parts`, as one topic. Nothing can be published to it."""
 
     def __init__(self, parts: Sequence[Topic]) -> None:
-        super().__init__("merged", history=sum(part.kept for part in parts), clock=parts[0].clock)
-        self.name = ",".join(part.name for part in parts)
+        super().__init__(
+            ",".join(part.name for part in parts),
+            history=sum(part.kept for part in parts),
+            pattern=",".join(part.pattern for part in parts),
+            clock=parts[0].clock,
+        )
         self.parts = parts
         # Under the lock: how far each part has been taken over, and the id of its last message up to there.
         self._taken = {part.name: part.head for part in parts}
         self._ids = {part.name: part.id_at(self._taken[part.name]) for part in parts}
-        self._first = _joined(self._ids)  # the id in front of all
+        self._first = join_event_ids(self._ids)  # the id before all
         self.ended = all(part.ended for part in parts)
 
     # -- what clients do
 
     def join(self) -> None:
         """One client more; with the first, this is a client of each part."""
-        with self.changed:
+        with self.lock:
             self.clients += 1
             if self.clients == 1:
                 for part in self.parts:
@@ -42,7 +46,7 @@ class MergedTopic(Topic):
 
     def leave(self) -> None:
         """One client less."""
-        with self.changed:
+        with self.lock:
             self.clients -= 1
             if self.clients == 0:
                 for part in self.parts:
@@ -51,10 +55,10 @@ class MergedTopic(Topic):
 
     def begin(self, last_event_id: str = "") -> Beginning:
         """As for one topic, for each part: the newest message of each, or what each has had since the id."""
-        ids = dict(part.partition(":")[::2] for part in last_event_id.split(",")) if last_event_id else {}
+        ids = split_event_ids(last_event_id)
         reset = False
         entries: list[tuple[Message, str]] = []
-        with self.changed:
+        with self.lock:
             begun = []
             for part in self.parts:
                 wanted = EARLIEST if last_event_id == EARLIEST else ids.get(part.name, "")
@@ -75,8 +79,8 @@ class MergedTopic(Topic):
             return Beginning(self.head, reset, tuple(backlog))
 
     def id_at(self, position: int) -> str:
-        """The id that resumes behind `position`."""
-        with self.changed:
+        """See Topic."""
+        with self.lock:
             entry = self._history.get(position)
             return entry.id if entry else _LOST if position else self._first
 
@@ -84,9 +88,9 @@ class MergedTopic(Topic):
 
     def _pull(self, part: Topic) -> None:
         """A part has changed."""
-        with self.changed:
+        with self.lock:
             self._catch_up()
-            self.changed.notify_all()
+            self.notify_all()
         self._tell()
 
     def _catch_up(self) -> None:
@@ -108,12 +112,12 @@ class MergedTopic(Topic):
                 self._keep(self._renamed(entry, part.name, self._ids, self.head + 1))
 
     def _renamed(
-        self, entry: Message, name: str, ids: Mapping[str, str], position: int, kind: Kind | None = None
+        self, entry: Message, name: str, ids: Mapping[str, str], position: int, kind: EntryKind | None = None
     ) -> Message:
         return Message(
             position,
             self.number + 1,
-            _joined(ids),
+            join_event_ids(ids),
             entry.body,
             entry.content_type,
             kind=kind or entry.kind,
@@ -123,7 +127,7 @@ class MergedTopic(Topic):
 
 
 def _between(part: Topic, position: int, last: int) -> tuple[list[Message], bool]:
-    """The entries behind `position`, up to and with `last`; and whether some have left the history meanwhile."""
+    """Return the entries after `position` up to `last`, and whether some have left the history meanwhile."""
     entries: list[Message] = []
     gap = False
     while position < last and not gap:
@@ -133,7 +137,3 @@ def _between(part: Topic, position: int, last: int) -> tuple[list[Message], bool
         entries.append(entry)
         position = entry.position
     return entries, gap
-
-
-def _joined(ids: Mapping[str, str]) -> str:
-    return ",".join(f"{name}:{id}" for name, id in ids.items())

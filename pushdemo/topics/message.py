@@ -1,18 +1,20 @@
-"""A message: a body with its place in a topic, and the bytes of it that every client is written.
+"""A message: a body with its place in a topic, its event id, and the bytes of it that every client is written.
 
-Nothing here knows a transport's format or does I/O. Made by whichever thread publishes; afterwards only the table of
-encoded forms changes, under the lock below.
+Nothing here knows a transport's format or does I/O. Made by whichever thread publishes; afterwards only the encoded
+forms change, under the lock below.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Literal
 
 from pushdemo.forking import call_in_child
 
-Kind = Literal["message", "reset", "failing"]
+EntryKind = Literal["message", "reset", "failing"]
+
+_DIGITS = 19  # of a message's number at most: int() refuses thousands of them, and no topic comes as far
 
 # Held while a message is encoded for the first time in a format: threads that ask at once share one result. Reentrant,
 # since one form can be made from another (a chunk from the bytes within it).
@@ -27,16 +29,52 @@ def _begin_in_child() -> None:
 call_in_child(_begin_in_child)
 
 
+def event_id(epoch: str, number: int) -> str:
+    """The id of message `number` in the life `epoch` of a topic, as a client sees it and sends it back."""
+    return f"{epoch}-{number}"
+
+
+def parse_event_id(text: str) -> tuple[str, int] | None:
+    """The epoch and the number of an event id, or None for a text that is none."""
+    epoch, _, digits = text.rpartition("-")
+    if not epoch or not digits.isascii() or not digits.isdigit() or len(digits) > _DIGITS:
+        return None
+    return epoch, int(digits)
+
+
+def join_event_ids(ids: Mapping[str, str]) -> str:
+    """The event ids of several topics, by their names, as one: `name:id,name:id`."""
+    return ",".join(f"{name}:{id}" for name, id in ids.items())
+
+
+def split_event_ids(text: str) -> dict[str, str]:
+    """The event ids by their topics' names; what is no such pair is a name without an id."""
+    return dict(part.partition(":")[::2] for part in text.split(",")) if text else {}
+
+
 class Message:
     """One entry of a topic's history, shared by all its clients.
 
     `position` counts a topic's entries in this process; clients' cursors are positions. `number` counts its messages,
     and `id` (epoch and number) is what a client sees and sends back to resume. `topic` is the topic's name where one
-    stream carries several, else empty. An entry of another `kind` than "message" has no body: it tells every client the
-    same thing at the same place in the order.
+    stream carries several, else empty; `event` is the event's name where the publisher gave it one. An entry of another
+    `kind` than "message" has no body: it tells every client the same thing at the same place in the order.
     """
 
-    __slots__ = ("_encoded", "body", "content_type", "id", "kind", "number", "position", "time", "topic")
+    __slots__ = (
+        "_data",
+        "_forms",
+        "_key",
+        "body",
+        "content_type",
+        "event",
+        "id",
+        "kind",
+        "number",
+        "position",
+        "time",
+        "topic",
+    )
 
     def __init__(
         self,
@@ -46,9 +84,10 @@ class Message:
         body: bytes,
         content_type: str,
         *,
-        kind: Kind = "message",
+        kind: EntryKind = "message",
         time: float = 0.0,
         topic: str = "",
+        event: str = "",
     ) -> None:
         self.position = position
         self.number = number
@@ -58,14 +97,31 @@ class Message:
         self.kind = kind
         self.time = time
         self.topic = topic
-        self._encoded: dict[Hashable, bytes] = {}
+        self.event = event
+        # The first form has two slots, as most messages of small topics have just one: a dict takes 200 bytes.
+        self._key: Hashable = None
+        self._data = b""
+        self._forms: dict[Hashable, bytes] | None = None
+
+    @property
+    def forms(self) -> dict[Hashable, bytes]:
+        """The bytes that are kept, by their keys."""
+        with _encoding:
+            return {} if self._key is None else {self._key: self._data} | (self._forms or {})
 
     def encoded(self, key: Hashable, encode: Callable[[Message], bytes]) -> bytes:
         """The bytes for `key`, made by `encode` when first asked for: once, however many threads and clients ask."""
-        try:
-            return self._encoded[key]
-        except KeyError:
-            with _encoding:
-                if key not in self._encoded:
-                    self._encoded[key] = encode(self)
-                return self._encoded[key]
+        if key == self._key:
+            return self._data
+        with _encoding:
+            if key == self._key:
+                return self._data
+            if self._forms and (data := self._forms.get(key)) is not None:
+                return data
+            data = encode(self)
+            if self._key is None:
+                self._data = data
+                self._key = key  # last: whoever reads it without the lock then finds the bytes
+            else:
+                self._forms = (self._forms or {}) | {key: data}
+            return data

@@ -1,14 +1,12 @@
 """A topic: a named series of messages that all its clients share. It numbers them and keeps a short, bounded history.
 
 No client is known here but as a count: a client is a cursor (a position) that it keeps itself. What makes the messages
-is a producer's (topics/producer.py) or a publisher's. Any thread may call anything; `changed` guards the state, and the
-history is also read without it, as `following` says.
+is a producer (producer.py) or a publisher; a catalog (catalog.py) makes topics and forgets them. Any thread may call
+anything; `lock` guards the state, and the history is also read without it, as `following` says.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import secrets
 import threading
 import time
@@ -17,33 +15,32 @@ from typing import Any, NamedTuple, Protocol
 
 from pushdemo.forking import call_in_child
 from pushdemo.topics import content
-from pushdemo.topics.message import Kind, Message
-
-log = logging.getLogger("pushdemo")
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-
-
-# What an event source already calls its events (HTML section 9.2), and what the transports tell by one.
-_EVENTS = frozenset({"open", "message", "error", "reset", "failing", "end"})
+from pushdemo.topics.message import EntryKind, Message, event_id, parse_event_id
+from pushdemo.topics.pattern import parse
 
 EARLIEST = "earliest"  # as a last event id: everything that the history holds
 
+_making = threading.Lock()  # held while a topic's condition is made, and for nothing else
+
 
 class Beginning(NamedTuple):
-    """Where a client begins: behind `position`, after a reset or not, and with `backlog` before anything else."""
+    """Where a client begins: after `position`, after a reset or not, and with `backlog` before anything else."""
 
     position: int
     reset: bool = False
     backlog: tuple[Message, ...] = ()
 
 
-class Source(Protocol):
+class MessageProducer(Protocol):
     """What makes a topic's messages while someone listens; called under the topic's lock, so it must not block."""
 
     @property
     def fresh(self) -> bool:
         """Whether the newest message is what a new client should see: not old, with a new one about to be made."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is a thread for it."""
 
     def start(self) -> None:
         """The first client has come."""
@@ -54,13 +51,43 @@ class Source(Protocol):
     def close(self) -> None:
         """The application stops: make nothing more."""
 
+    def begin_in_child(self) -> None:
+        """In a forked process: the thread is the parent's, and so are the clients."""
+
 
 class Topic:
     """A named series of messages.
 
-    `name` is up to 100 letters, digits, `_`, `.` or `-`. `history` is the number of entries kept. `content_type` is the
-    type of every body. Raises ValueError for a name or a content type that will not do.
+    `name` is up to 100 letters, digits, `_`, `.` or `-`, or what a pattern has made. `history` is the number of entries
+    kept, and `history_bytes` bounds their bodies, but for the newest. `content_type` is the type of every body. Raises
+    ValueError for a name or a content type that will not do.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_condition",
+        "_history",
+        "_listeners",
+        "_oldest",
+        "_size",
+        "clients",
+        "clock",
+        "closed",
+        "content_type",
+        "ended",
+        "epoch",
+        "head",
+        "kept",
+        "kept_bytes",
+        "lock",
+        "name",
+        "number",
+        "on_clients",
+        "pattern",
+        "producer",
+        "used",
+        "values",
+    )
 
     def __init__(
         self,
@@ -68,51 +95,81 @@ class Topic:
         *,
         content_type: str = content.XML,
         history: int = 100,
+        history_bytes: int | None = None,
+        pattern: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"a topic's name is up to 100 letters, digits, _, . or -: not {name!r}")
-        if name in _EVENTS:
-            raise ValueError(f"a topic cannot be named {name}: an event of that name has a meaning of its own")
+        if not pattern:
+            parse(name)
         self.name = name
+        self.pattern = pattern or name  # what is counted by, since names may be many and private
         self.content_type = content.check_type(content_type)
         self.clock = clock
         self.epoch = secrets.token_hex(4)  # the topic's life: a process started anew, or forked, is another one
-        self.source: Source | None = None
+        self.producer: MessageProducer | None = None
         self.head = 0  # position of the newest entry; 0: none yet
         self.number = 0  # number of the newest message
         self.ended = False  # the source is finished; nothing comes any more
         self.closed = False  # the application stops
         self.clients = 0
-        self._history: dict[int, Message] = {}  # position -> entry, the newest `kept` of them
         self.kept = history
+        self.kept_bytes = history_bytes
+        self._history: dict[int, Message] = {}  # position -> entry
+        self._oldest = 1  # no entry lies before this position
+        self._size = 0  # bytes of the bodies in the history
         self._listeners: tuple[Callable[[Topic], None], ...] = ()
-        self.changed = threading.Condition(threading.Lock())  # guards all of the above, the source's state too
-        call_in_child(self._begin_in_child)
+        self.lock = threading.Lock()  # guards all of the above, and the producer's state
+        self._condition: threading.Condition | None = None  # made for the first thread that waits: it takes 1 KB
+        # The catalog's, which alone sets them. The first is called without the lock when the first client has come or
+        # the last one gone; `used` is when the topic was last of use; `values` are those of its pattern.
+        self.on_clients: Callable[[Topic], None] | None = None
+        self.used = 0.0
+        self.values: tuple[tuple[str, str], ...] = ()
 
-    def _begin_in_child(self) -> None:
+        if not pattern:  # else its catalog calls: one registration for all of its topics
+            call_in_child(self.begin_in_child)
+
+    def begin_in_child(self) -> None:
         """In a forked process: begin another life, without the parent's clients.
 
         The parent and each child number messages on their own, so that an id of one must mean nothing to the others.
         """
-        self.changed = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
+        self._condition = None
         self._listeners = ()
         self.clients = 0
         self.epoch = secrets.token_hex(4)
-        self._history = {
-            position: Message(
-                position,
-                entry.number,
-                f"{self.epoch}-{entry.number}",
-                entry.body,
-                entry.content_type,
-                kind=entry.kind,
-                time=entry.time,
-            )
-            for position, entry in self._history.items()
-        }
+        self._history = {position: self._born_again(entry) for position, entry in self._history.items()}
+        if self.producer:
+            self.producer.begin_in_child()
 
-    # -- what publishers and sources do
+    def _born_again(self, entry: Message) -> Message:
+        id = event_id(self.epoch, entry.number)
+        return Message(
+            entry.position,
+            entry.number,
+            id,
+            entry.body,
+            entry.content_type,
+            kind=entry.kind,
+            time=entry.time,
+            event=entry.event,
+        )
+
+    @property
+    def changed(self) -> threading.Condition:
+        """The condition of `lock` that is notified after every change; to wait for one, or to lock."""
+        if (condition := self._condition) is None:
+            with _making:
+                condition = self._condition = self._condition or threading.Condition(self.lock)
+        return condition
+
+    def notify_all(self) -> None:
+        """Wake the threads that wait for a change; under the lock."""
+        if self._condition:
+            self._condition.notify_all()
+
+    # -- what publishers and producers do
 
     def publish(self, value: Any) -> Message:
         """Add a message with `value` as its content and tell everyone. Never waits for a client.
@@ -122,43 +179,56 @@ class Topic:
         """
         return self._append(content.body(self.content_type, value), "message")
 
-    def notify(self, kind: Kind) -> None:
+    def notify(self, kind: EntryKind) -> None:
         """Tell every client "reset" or "failing", at this place in the order."""
         self._append(b"", kind)
 
     def end(self) -> None:
         """Nothing comes any more: every client gets what there is, and a clean end."""
-        with self.changed:
+        with self.lock:
             self.ended = True
-            self.changed.notify_all()
+            self.notify_all()
         self._tell()
 
     def close(self) -> None:
-        """The application stops: the source too, and threads that wait here go on. Publishing is an error now."""
-        with self.changed:
+        """The application stops: the producer too, and threads that wait here go on. Publishing is an error now."""
+        with self.lock:
             self.closed = True
-            self.changed.notify_all()
-            if self.source:
-                self.source.close()
+            self.notify_all()
+            if self.producer:
+                self.producer.close()
         self._tell()
 
-    def _append(self, body: bytes, kind: Kind) -> Message:
-        with self.changed:
+    def _append(self, body: bytes, kind: EntryKind) -> Message:
+        with self.lock:
             if self.ended or self.closed:
                 raise RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
-            number = self.number + (kind == "message")
-            id = f"{self.epoch}-{number}"
+            number = self.number + (1 if kind == "message" else 0)
+            id = event_id(self.epoch, number)
             message = Message(self.head + 1, number, id, body, self.content_type, kind=kind, time=self.clock())
             self._keep(message)
         self._tell()
         return message
 
     def _keep(self, message: Message) -> None:
+        """Add an entry to the history, which forgets its oldest ones; under the lock."""
         self._history[message.position] = message
-        self._history.pop(message.position - self.kept, None)
+        self._size += len(message.body)
+        while len(self._history) > self.kept or self._is_heavy():
+            oldest = self._history.pop(self._oldest, None)
+            self._oldest += 1
+            self._size -= len(oldest.body) if oldest else 0
         self.number = message.number
         self.head = message.position  # last: whoever reads it without the lock then finds the entry
-        self.changed.notify_all()
+        self.notify_all()
+
+    def _is_heavy(self) -> bool:
+        return self.kept_bytes is not None and self._size > self.kept_bytes and len(self._history) > 1
+
+    def _forget_history(self) -> None:
+        """Have no entries any more; under the lock."""
+        self._history.clear()
+        self._size = 0
 
     def _tell(self) -> None:
         for listener in self._listeners:
@@ -167,46 +237,52 @@ class Topic:
     # -- what clients do
 
     def join(self) -> None:
-        """One client more; the first starts the source."""
-        with self.changed:
+        """One client more; the first starts the producer."""
+        with self.lock:
             self.clients += 1
-            if self.clients == 1 and self.source and not self.ended:
-                self.source.start()
+            first = self.clients == 1
+            if first and self.producer and not self.ended:
+                self.producer.start()
+        if first and self.on_clients:
+            self.on_clients(self)
 
     def leave(self) -> None:
-        """One client less; the last stops the source."""
-        with self.changed:
+        """One client less; the last stops the producer."""
+        with self.lock:
             self.clients -= 1
-            if self.clients == 0 and self.source:
-                self.source.stop()
+            last = self.clients == 0
+            if last and self.producer:
+                self.producer.stop()
+        if last and self.on_clients:
+            self.on_clients(self)
 
     def listen(self, listener: Callable[[Topic], None]) -> None:
         """Call `listener(topic)` after every change, in the thread that made it; it must not block or raise."""
-        with self.changed:
+        with self.lock:
             self._listeners += (listener,)
 
     def unlisten(self, listener: Callable[[Topic], None]) -> None:
         """Undo `listen`."""
-        with self.changed:
+        with self.lock:
             self._listeners = tuple(known for known in self._listeners if known != listener)
 
     def following(self, position: int) -> tuple[Message | None, bool]:
-        """The entry behind `position`, or None; and whether it is the newest since the history reaches no further back.
+        """Return the next entry after `position`, or None, and whether older ones have left the history before it.
 
-        The usual case takes no lock: an entry is in the table before `head` says so, and leaves it only when newer ones
-        have come.
+        In that case the entry is the newest. The usual case takes no lock: an entry is in the table before `head` says
+        so, and leaves it only when newer ones have come.
         """
         if position >= self.head:
             return None, False
         message = self._history.get(position + 1)
         if message is not None:
             return message, False
-        with self.changed:
+        with self.lock:
             message = self._history.get(position + 1)
             return (message, False) if message is not None else (self._history[self.head], True)
 
     def wait(self, position: int, timeout: float) -> bool:
-        """Wait until there is something behind `position`, or nothing to wait for, at most `timeout` seconds."""
+        """Wait for an entry after `position` or for the end, at most `timeout` seconds; whether there is one."""
         with self.changed:
             return self.changed.wait_for(lambda: self.head > position or self.ended or self.closed, timeout)
 
@@ -224,11 +300,11 @@ class Topic:
 
         It cannot when the id is of another life of the topic, is not one at all, or lies before the history.
         """
-        epoch, _, digits = last_event_id.rpartition("-")
-        if epoch != self.epoch or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
-            return None  # int() refuses thousands of digits, and no topic comes as far as 20
-        number = int(digits)
-        with self.changed:
+        parsed = parse_event_id(last_event_id)
+        if parsed is None or parsed[0] != self.epoch:
+            return None
+        number = parsed[1]
+        with self.lock:
             if number > self.number:
                 return None
             entries = list(self._history.values())
@@ -241,26 +317,26 @@ class Topic:
             return first.position - 1 if first.number == number + 1 and first.kind == "message" else None
 
     def id_at(self, position: int) -> str:
-        """The id that resumes behind `position`: that of the last message up to it."""
-        with self.changed:
+        """The id that resumes after `position`: that of the last message up to it."""
+        with self.lock:
             entry = self._history.get(position)
             if entry:
                 return entry.id
             first = next(iter(self._history.values()), None)
             if first is None or position >= first.position:
-                return f"{self.epoch}-{self.number}"
+                return event_id(self.epoch, self.number)
             # The entry has left the history: as if all since had been messages, so that none is passed over silently.
-            number = first.number - (first.kind == "message") - (first.position - 1 - position)
-            return f"{self.epoch}-{max(0, number)}"
+            number = first.number - (1 if first.kind == "message" else 0) - (first.position - 1 - position)
+            return event_id(self.epoch, max(0, number))
 
     def newest(self) -> int:
-        """The position in front of the newest message, from where a new client starts.
+        """The position before the newest message, from where a new client starts.
 
-        It is `head` where there is none, or where the source has slept and is about to make a fresh one; and in front
-        of the news that the source fails, where it has never made any.
+        It is `head` where there is none, or where the producer has slept and is about to make a fresh one; and before
+        the notice that the source fails, where it has never made any.
         """
-        with self.changed:
-            if self.source and not self.source.fresh and not self.ended:
+        with self.lock:
+            if self.producer and not self.producer.fresh and not self.ended:
                 return self.head
             for entry in reversed(self._history.values()):
                 if entry.kind == "message":
@@ -269,6 +345,6 @@ class Topic:
             return self.head - 1 if newest and newest.kind == "failing" and not self.ended else self.head
 
     def oldest(self) -> int:
-        """The position in front of all that the history holds."""
-        with self.changed:
+        """The position before all that the history holds."""
+        with self.lock:
             return min(self._history, default=self.head + 1) - 1

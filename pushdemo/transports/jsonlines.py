@@ -7,12 +7,10 @@ Format: the NDJSON specification 1.0 (each line an RFC 8259 value, ended by LF).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal
 
-from pushdemo.transports.texts import is_text, json_object
-
-if TYPE_CHECKING:
-    from pushdemo.topics.message import Message
+from pushdemo.topics.content import is_text
+from pushdemo.topics.message import Message
+from pushdemo.transports.base import Notice, json_object
 
 name = "jsonlines"
 media_types = ("application/x-ndjson", "application/jsonl")
@@ -33,13 +31,7 @@ def encode(message: Message) -> bytes:
     return (json_object(message) + "\n").encode()
 
 
-def notice(
-    kind: Literal["heartbeat", "reset", "failing", "end"],
-    id: str = "",
-    content_type: str = "",
-    after: str = "",
-    content: str = "",
-) -> bytes:
+def notice(kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
     """`{"state": ...}`, with `"content"` and `"last_event_id"` where there is one; "end" is `"done"`."""
     last = f', "last_event_id": {json.dumps(id)}' if id else ""
     brought = f', "content": {content}' if content else ""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pushdemo.transports.texts import is_text, json_object
-
-if TYPE_CHECKING:
-    from pushdemo.topics.message import Message
+from pushdemo.topics.content import is_text
+from pushdemo.topics.message import Message
+from pushdemo.transports.base import json_object
 
 name = "longpoll"
 media_types = ("application/json",)

@@ -7,17 +7,13 @@ ignore fields that they do not know (RFC 2046 section 5.1: only `Content-` field
 
 from __future__ import annotations
 
-import secrets
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from pushdemo.topics.message import Message
+from pushdemo.topics.content import BOUNDARY
+from pushdemo.topics.message import Message
+from pushdemo.transports.base import Notice
 
 name = "multipart"
 media_types = ("multipart/x-mixed-replace",)
 
-# Unguessable, so that no message holds it by chance or by foresight; topics/content.py sees to it that none repeats it.
-BOUNDARY = secrets.token_hex(16)
 response_type = f"multipart/x-mixed-replace;boundary={BOUNDARY}"
 
 _DELIMITER = f"--{BOUNDARY}\r\n".encode()
@@ -56,13 +52,7 @@ def _with_charset(content_type: str) -> str:
     return content_type
 
 
-def notice(
-    kind: Literal["heartbeat", "reset", "failing", "end"],
-    id: str = "",
-    content_type: str = "",
-    after: str = "",
-    content: str = "",
-) -> bytes:
+def notice(kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
     """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary.
 
     The part before it, which is empty, bears the type: Chromium reads the last picture by it.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Literal
 
-from pushdemo.transports.texts import is_text
-
-if TYPE_CHECKING:
-    from pushdemo.topics.message import Message
+from pushdemo.topics.content import is_text
+from pushdemo.topics.message import Message
+from pushdemo.transports.base import Notice
 
 name = "sse"
 media_types = ("text/event-stream",)
@@ -58,13 +56,7 @@ def encode(message: Message) -> bytes:
     return event(message.body.decode(), id=message.id, event=message.topic)
 
 
-def notice(
-    kind: Literal["heartbeat", "reset", "failing", "end"],
-    id: str = "",
-    content_type: str = "",
-    after: str = "",
-    content: str = "",
-) -> bytes:
+def notice(kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
     """A comment for the heartbeat; for the others an event of that name with the reason and the id as a JSON object."""
     if kind == "heartbeat":
         return _HEARTBEAT

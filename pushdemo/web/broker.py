@@ -1,6 +1,6 @@
-"""Where topics and memorized values live: in the process, unless the ini names a Redis. What the add-on makes them by.
+"""Where topics and memorized values live: in the process, unless the ini names a Redis.
 
-Runs while the application is configured.
+Runs while the application is configured, and whenever a topic is made or forgotten.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from pushdemo.cache.store import CachetoolsStore, Store, Timer
+from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.producer import Producer
-from pushdemo.topics.topic import Source, Topic
+from pushdemo.topics.topic import MessageProducer, Topic
 from pushdemo.web.sessions import Ownership
 
 
 class Backend(Protocol):
-    """What makes an application's topics, their sources, and the stores of memorized functions."""
+    """What makes an application's topics, their producers, and the stores of memorized functions."""
 
     @property
     def ownership(self) -> Ownership | None:
@@ -26,8 +27,24 @@ class Backend(Protocol):
     def trouble(self) -> str:
         """Why the application is not ready for clients as it should be; empty where it is."""
 
-    def topic(self, name: str, *, content_type: str, history: int) -> Topic:
-        """See Topic."""
+    @property
+    def pool(self) -> SourcePool:
+        """The threads that run all sources."""
+
+    def topic(
+        self,
+        name: str,
+        *,
+        content_type: str,
+        history: int,
+        history_bytes: int | None = None,
+        lifetime: float | None = None,
+        pattern: str = "",
+    ) -> Topic:
+        """Make a topic; see Topic. `lifetime` is how long it is remembered without clients, None for ever.
+
+        Called under the catalog's lock for a topic of a pattern: it must not block.
+        """
 
     def producer(
         self,
@@ -36,8 +53,12 @@ class Backend(Protocol):
         interval: float | None,
         *,
         around: Callable[[], AbstractContextManager[object]],
-    ) -> Source:
-        """See Producer."""
+        spread: bool = False,
+    ) -> MessageProducer:
+        """Make a producer; see Producer. It must not block."""
+
+    def forget(self, topic: Topic) -> None:
+        """Let go what was kept for a topic that nobody needs any more. It must not block."""
 
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
         """See Store."""
@@ -55,8 +76,20 @@ class InProcess:
     ownership = None
     trouble = ""
 
-    def topic(self, name: str, *, content_type: str, history: int) -> Topic:
-        return Topic(name, content_type=content_type, history=history)
+    def __init__(self, pool: SourcePool) -> None:
+        self.pool = pool
+
+    def topic(
+        self,
+        name: str,
+        *,
+        content_type: str,
+        history: int,
+        history_bytes: int | None = None,
+        lifetime: float | None = None,
+        pattern: str = "",
+    ) -> Topic:
+        return Topic(name, content_type=content_type, history=history, history_bytes=history_bytes, pattern=pattern)
 
     def producer(
         self,
@@ -65,8 +98,12 @@ class InProcess:
         interval: float | None,
         *,
         around: Callable[[], AbstractContextManager[object]],
-    ) -> Source:
-        return Producer(topic, source, interval, around=around)
+        spread: bool = False,
+    ) -> MessageProducer:
+        return Producer(topic, source, interval, pool=self.pool, around=around, spread=spread)
+
+    def forget(self, topic: Topic) -> None:
+        """Nothing to do."""
 
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
         return CachetoolsStore(name, maxsize, timer)

@@ -6,15 +6,16 @@ process share nothing. Runs while the application is configured; what it leaves 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pyramid.config import Configurator
-from pyramid.httpexceptions import HTTPServiceUnavailable
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
@@ -22,11 +23,14 @@ from pyramid.threadlocal import get_current_registry
 
 from pushdemo.cache.functions import Caches, UnknownFunctionError, outside
 from pushdemo.topics import content
-from pushdemo.topics.catalog import Topics
-from pushdemo.topics.message import Message
-from pushdemo.topics.topic import Topic
+from pushdemo.topics.catalog import FOREVER, Catalog, Declaration
+from pushdemo.topics.pattern import Pattern, Reference
+from pushdemo.topics.pool import SourcePool
+from pushdemo.topics.producer import check_source
+from pushdemo.topics.topic import MessageProducer, Topic
 from pushdemo.web.broker import Backend, InProcess
-from pushdemo.web.push import RETRY_AFTER, Clients, push
+from pushdemo.web.publish import end_topic, publish
+from pushdemo.web.push import Clients, push
 from pushdemo.web.sessions import Sessions
 from pushdemo.web.settings import Settings, SettingsError
 
@@ -38,15 +42,23 @@ _SERVING = ("pyramid.scripts.pserve", "gunicorn.app.base", "waitress.runner", "u
 
 
 def includeme(config: Configurator) -> None:
-    """Add `config.add_topic`, `request.push`, `request.publish`, and `memorize` and `json_yield` by the ini's settings.
+    """Add server push to an application: `config.include("pushdemo")`.
 
-    The settings begin with `pushdemo.`. Raises SettingsError for one that is unknown or wrong.
+    Reads the settings that begin with `pushdemo.`; raises SettingsError for one that is unknown or wrong. Adds:
+
+    - `config.add_topic`, a directive;
+    - `request.push`, `request.publish` and `request.end_topic`, methods, and `request.memorized`, an attribute;
+    - a tween, within which memorized functions use this application's cache and durations;
+    - to the registry, under keys that begin with `pushdemo.`: `settings` (Settings), `topics` (Catalog), `backend`
+      (where topics and values live), `clients` (admission and timing), `caches` and `generators` (sessions of
+      json_yield). They end with the registry, or with the process.
     """
     settings = Settings.from_ini(config.registry.settings)
     registry = config.registry
     registry["pushdemo.settings"] = settings
-    backend = registry["pushdemo.backend"] = _backend(settings)
-    topics = registry["pushdemo.topics"] = Topics()
+    pool = SourcePool(settings.sources_threads, settings.sources_limit)
+    backend = registry["pushdemo.backend"] = _backend(settings, pool)
+    topics = registry["pushdemo.topics"] = Catalog(limit=settings.topics_limit, pool=pool)
     registry["pushdemo.clients"] = Clients(settings)
     registry["pushdemo.caches"] = Caches(
         duration=settings.memorize_duration,
@@ -62,11 +74,11 @@ def includeme(config: Configurator) -> None:
         batch_timeout=settings.longpoll_timeout,
         ownership=backend.ownership,
     )
-    # When the application goes: with its registry, or with the process.
     weakref.finalize(registry, _close, topics, sessions, backend)
     config.add_directive("add_topic", add_topic)
     config.add_request_method(push)
     config.add_request_method(publish)
+    config.add_request_method(end_topic)
     config.add_request_method(_CachesOfRequest(), "memorized")
     config.include("pushdemo.web.json_yield")
     config.add_tween("pushdemo.web.config.tween")
@@ -76,51 +88,101 @@ def includeme(config: Configurator) -> None:
 def add_topic(
     config: Configurator,
     name: str,
-    source: Callable[[], Any] | None = None,
+    source: Callable[..., Any] | None = None,
     *,
     interval: float | None = None,
     content_type: str = content.XML,
+    history: int | None = None,
+    history_bytes: int | None = None,
+    lifetime: float | None = None,
     shared: bool = True,
 ) -> None:
-    """Configurator directive: a topic that all its clients share.
+    """Configurator directive: a topic that all its clients share, or many of one pattern.
 
+    `name` is the topic's name, or a pattern with placeholders such as `orders.{user}`: a topic for each user.
     `source` makes its messages: a function, called every `interval` seconds (the ini's `pushdemo.interval` where it is
-    left out), or a generator function, asked for its next value as often; with `interval` 0 it sets its own pace.
-    Without a source the topic is only published to. Two topics of one name are a ConfigurationConflictError. Where
-    nodes share topics at a Redis, one that is not `shared` is each node's own, such as its own figures.
+    left out), or a generator function, asked for its next value as often; with `interval` 0 it sets its own pace. It is
+    called with the pattern's values, as text, by keyword. Without a source the topic is only published to. `history` is
+    the number of messages kept (`pushdemo.history`), `history_bytes` the size of their bodies. A topic of a pattern is
+    forgotten `lifetime` seconds (`pushdemo.topics.lifetime`) after it last had a client or a message; one with a name
+    of its own only where `lifetime` is given. Where nodes share topics at a Redis, one that is not `shared` is each
+    node's own, such as its own figures.
+
+    Raises ValueError or TypeError for what will not do. Two topics of one name, or of patterns that differ in their
+    placeholders' names alone, are a ConfigurationConflictError.
     """
+    pattern = Pattern(name)
     source = config.maybe_dotted(source)
     registry = config.registry
     settings: Settings = registry["pushdemo.settings"]
-    backend: Backend = registry["pushdemo.backend"] if shared else InProcess()
-    topic = backend.topic(name, content_type=content_type, history=settings.history)
+    backend: Backend = registry["pushdemo.backend"]
+    if not shared:
+        backend = InProcess(backend.pool)
+    if lifetime is None:
+        lifetime = settings.topics_lifetime if pattern.placeholders else FOREVER
+    if history is None:
+        history = settings.history
+    for option, number in (("history", history), ("history_bytes", history_bytes), ("lifetime", lifetime)):
+        if number is not None and not number > 0:
+            raise ValueError(f"topic {name}: {option} = {number}: must be above 0")
+    content.check_type(content_type)
+    equip = None
     if source is not None:
-        if not callable(source):
-            raise TypeError(f"topic {name}: its source must be a function or a generator function, not {source!r}")
         pace = settings.interval if interval is None else interval
-        topic.source = backend.producer(topic, source, pace, around=registry["pushdemo.caches"].active)
+        check_source(name, source, pace)
+        _check_keywords(pattern, source)
+        equip = _equip(backend, pattern, source, pace, registry["pushdemo.caches"].active)
+    declaration = Declaration(
+        pattern,
+        partial(
+            _make,
+            backend,
+            content_type=content_type,
+            history=history,
+            history_bytes=history_bytes,
+            lifetime=None if lifetime == FOREVER else lifetime,
+        ),
+        content_type=content_type,
+        equip=equip,
+        forget=backend.forget,
+        lifetime=lifetime,
+    )
     introspectable = config.introspectable("pushdemo topics", name, name, "topic")
     introspectable.update(name=name, source=source, content_type=content_type)
     config.action(
-        ("pushdemo.topic", name),
-        lambda: registry["pushdemo.topics"].add(topic),
+        ("pushdemo.topic", pattern.shape),
+        lambda: registry["pushdemo.topics"].declare(declaration),
         introspectables=(introspectable,),
     )
 
 
-def publish(request: Request, name: str, value: Any) -> Message:
-    """Request method: add a message with `value` to the topic `name`; KeyError where there is none.
+def _make(backend: Backend, reference: Reference, **options: Any) -> Topic:
+    return backend.topic(reference.name, pattern=reference.pattern, **options)
 
-    What `value` may be is the topic's content type's to say: see `Topic.publish`, which works in any
-    thread. Raises HTTPServiceUnavailable, with Retry-After, where topics are shared at a Redis that cannot take the
-    message now; `Topic.publish` raises its ConnectionError.
-    """
-    topic: Topic = request.registry["pushdemo.topics"][name]
+
+def _equip(
+    backend: Backend, pattern: Pattern, source: Callable[..., Any], interval: float, around: Callable[[], Any]
+) -> Callable[[Topic, Mapping[str, str]], MessageProducer]:
+    """What gives a topic of `pattern` its producer."""
+    spread = bool(pattern.placeholders)
+
+    def equip(topic: Topic, values: Mapping[str, str]) -> MessageProducer:
+        bound = partial(source, **values) if values else source
+        return backend.producer(topic, bound, interval, around=around, spread=spread)
+
+    return equip
+
+
+def _check_keywords(pattern: Pattern, source: Callable[..., Any]) -> None:
     try:
-        return topic.publish(value)
-    except ConnectionError as error:  # it is in the log, where Redis is no secret
-        reason = f"nothing can be published to {name} at this moment"
-        raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)}) from error
+        signature = inspect.signature(source)
+    except ValueError:  # a builtin may have none
+        return
+    try:
+        signature.bind(**dict.fromkeys(pattern.placeholders, ""))
+    except TypeError as error:
+        wanted = ", ".join(pattern.placeholders) or "nothing"
+        raise TypeError(f"topic {pattern.text}: its source is called with {wanted}: {error}") from None
 
 
 class _CachesOfRequest:
@@ -176,7 +238,7 @@ def _server_is_another() -> bool:
 
 
 def _warn_of_threads(registry: Registry) -> None:
-    if registry["pushdemo.topics"]:
+    if registry["pushdemo.topics"].patterns:
         log.warning(
             "the server of this application cannot park responses: each waiting client holds a thread of it, and no "
             "more than %d may (pushdemo.max_threads). With `use = egg:pushdemo` in the ini's [server:main], which is "
@@ -195,9 +257,9 @@ def _check_functions(registry: Registry) -> None:
         raise SettingsError(f"pushdemo.memorize.{error.name}.duration = {duration:g}: {error}") from None
 
 
-def _backend(settings: Settings) -> Backend:
+def _backend(settings: Settings, pool: SourcePool) -> Backend:
     if not settings.redis_url:
-        return InProcess()
+        return InProcess(pool)
     try:
         from pushdemo.redis.backend import RedisBackend
     except ModuleNotFoundError as error:
@@ -205,12 +267,12 @@ def _backend(settings: Settings) -> Backend:
             raise
         raise SettingsError('pushdemo.redis_url needs the redis package: pip install "pushdemo[redis]"') from None
     try:
-        return RedisBackend(settings.redis_url)
+        return RedisBackend(settings.redis_url, pool=pool)
     except ValueError as error:
         raise SettingsError(f"pushdemo.redis_url: {error}, such as redis://localhost:6379/0") from None
 
 
-def _close(topics: Topics, sessions: Sessions, backend: Backend) -> None:
+def _close(topics: Catalog, sessions: Sessions, backend: Backend) -> None:
     topics.close()
     sessions.close(_CLOSING)
     backend.close()

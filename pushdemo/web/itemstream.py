@@ -16,7 +16,7 @@ from pyramid.response import Response
 from pushdemo import transports
 from pushdemo.delivery.subscription import Pace, retry_hint
 from pushdemo.topics.message import Message
-from pushdemo.transports import STREAMS, Transport
+from pushdemo.transports import STREAMS, StreamTransport
 from pushdemo.web.push import HEADERS, Clients, admit, content_type, negotiate, stream
 from pushdemo.web.session import Answer, Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
@@ -55,7 +55,7 @@ class ItemStream:
         after: int,
         accumulate: bool | int,
         keep: int,
-        transport: Transport,
+        transport: StreamTransport,
         pace: Pace,
         release: Callable[[], None],
     ) -> None:
@@ -133,7 +133,7 @@ class ItemStream:
         self.close()  # a response that nobody iterated still holds a place
 
 
-def asked_for(request: Request) -> Transport | None:
+def asked_for(request: Request) -> StreamTransport | None:
     """The streaming transport that a request for a generator's items asks for; None where it polls."""
     if "transport" not in request.GET and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
         return None  # a poll has but one form, and gives it whatever is asked for
@@ -143,7 +143,7 @@ def asked_for(request: Request) -> Transport | None:
 
 def respond(
     request: Request,
-    transport: Transport,
+    transport: StreamTransport,
     sessions: Sessions,
     owner: Owner,
     start: Start,

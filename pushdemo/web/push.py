@@ -7,8 +7,8 @@ which is free again before the stream begins, where the server offers `pushdemo.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from pyramid.httpexceptions import (
     HTTPBadRequest,
@@ -22,9 +22,10 @@ from pyramid.response import Response
 
 from pushdemo.delivery.metrics import Counters
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
-from pushdemo.topics.catalog import Topics
-from pushdemo.topics.topic import Topic
-from pushdemo.transports import KINDS, STREAMS, Kind
+from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
+from pushdemo.topics.pattern import Reference, TopicValueError
+from pushdemo.topics.topic import EARLIEST, Topic
+from pushdemo.transports import STREAMS, TRANSPORTS, Transport
 from pushdemo.web.places import Places
 from pushdemo.web.settings import Settings
 
@@ -54,12 +55,23 @@ class Clients:
         )
 
 
-def push(request: Request, *names: str) -> Response:
-    """The response that brings one topic to this client, or several, by the transport that it asks for.
+def push(
+    request: Request,
+    /,
+    *topics: str | Reference,
+    start: Literal["earliest", "latest"] = "latest",
+    **values: str | int,
+) -> Response:
+    """Request method: the response that brings one topic to this client, or several, by the transport it asks for.
 
-    Of several the client may choose some with `?topic=`, given as often as it likes; messages then bear their topic's
-    name. Raises KeyError for an unknown topic of `names`, and TypeError for none. What is wrong with the request is
-    raised as the Pyramid exception of its status: 400, 405, 406, or 503 when all places are taken.
+    `topics` are names and patterns as they are declared, or references; `values` are those of the patterns'
+    placeholders. Of several topics the client may choose some with `?topic=`, given as often as it likes; messages then
+    bear their topic's name. A client without a last event id begins with the newest message of each topic, or with all
+    that the history holds where `start` is "earliest".
+
+    Raises KeyError for a topic that is not declared, and TypeError for none, or where keywords are missing or too many.
+    What is wrong with the request is raised as the Pyramid exception of its status: 400 (also for text that cannot be
+    a placeholder's value), 405, 406, or 503 when there is no room for another client, topic or source.
     """
     clients: Clients = request.registry["pushdemo.clients"]
     headers = dict(HEADERS, Vary="Accept, Origin" if clients.origins else "Accept")
@@ -69,27 +81,59 @@ def push(request: Request, *names: str) -> Response:
     try:
         if request.method not in ("GET", "HEAD"):
             raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
-        return _respond(request, clients, _topics(request, names), headers)
+        references = refer(request.registry["pushdemo.topics"], topics, values)
+        return _respond(request, clients, _chosen(request, references), headers, start)
     except HTTPException as refusal:
         clients.counters.refused("topic", refusal.code)
         refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
         raise
 
 
-def _respond(request: Request, clients: Clients, topics: Sequence[Topic], headers: dict[str, str]) -> Response:
-    name = negotiate(request, ", ".join(topic.name for topic in topics), [topic.content_type for topic in topics])
-    headerlist = [("Content-Type", content_type(request, KINDS[name])), *headers.items()]
+def refer(catalog: Catalog, topics: Sequence[str | Reference], values: Mapping[str, str | int]) -> list[Reference]:
+    """The topics that a view names. Raises HTTPBadRequest for text that cannot be a value: it may be the client's."""
+    try:
+        return catalog.refer_all(topics, values)
+    except TopicValueError as error:
+        if all(isinstance(value, str | int) for value in values.values()):
+            raise HTTPBadRequest(str(error)) from None
+        raise
+
+
+def _respond(
+    request: Request, clients: Clients, references: Sequence[Reference], headers: dict[str, str], start: str
+) -> Response:
+    catalog: Catalog = request.registry["pushdemo.topics"]
+    name = negotiate(
+        request,
+        ", ".join(reference.pattern for reference in references),
+        [catalog.content_type(reference) for reference in references],
+    )
+    headerlist = [("Content-Type", content_type(request, TRANSPORTS[name])), *headers.items()]
     if request.method == "HEAD":
         return Response(headerlist=headerlist, app_iter=())
-    catalogue: Topics = request.registry["pushdemo.topics"]
-    topic = topics[0] if len(topics) == 1 else catalogue.merged([topic.name for topic in topics])
     last_event_id = last_event_id_of(request)
-    if name == "sse" and _is_over(topic, last_event_id):
+    if not last_event_id and start == "earliest":
+        last_event_id = EARLIEST
+    if name == "sse" and _is_over(catalog, references, last_event_id):
         return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
     release = admit(request)
+    try:
+        topic = _open(catalog, references)
+    except BaseException:
+        release()
+        raise
     if name not in STREAMS:
         return _long_poll(request, LongPoll(topic, clients.pace, last_event_id, release), headerlist)
     return stream(request, Subscription(topic, STREAMS[name], clients.pace, last_event_id, release), headerlist)
+
+
+def _open(catalog: Catalog, references: Sequence[Reference]) -> Topic:
+    """The topic of a client, or its topics as one. Raises HTTPServiceUnavailable where there is no room for it."""
+    try:
+        topics = [catalog.open_for_client(reference) for reference in references]
+    except (TopicLimitError, SourceLimitError) as error:
+        raise HTTPServiceUnavailable(str(error), headers={"Retry-After": str(RETRY_AFTER)}) from None
+    return catalog.merged(topics)
 
 
 def stream(request: Request, body: Any, headers: Sequence[tuple[str, str]]) -> Response:
@@ -108,50 +152,57 @@ def _long_poll(request: Request, poll: LongPoll, headers: list[tuple[str, str]])
         poll.close()
 
 
-def _is_over(topic: Topic, last_event_id: str) -> bool:
-    """Whether a topic has ended that a client has all of, or that never had anything."""
-    if not topic.ended:
+def _is_over(catalog: Catalog, references: Sequence[Reference], last_event_id: str) -> bool:
+    """Whether all topics have ended, and a client has all of them or they never had anything."""
+    topics = [topic for topic in map(catalog.find, references) if topic and topic.ended]
+    if len(topics) < len(references):
         return False
+    topic = catalog.merged(topics)
     position, reset, backlog = topic.begin(last_event_id)
     return position == topic.head and not reset and not backlog
 
 
-def _topics(request: Request, names: Sequence[str]) -> list[Topic]:
-    """Those of the view's topics that the request asks for."""
-    catalogue: Topics = request.registry["pushdemo.topics"]
-    if not names:
+def _chosen(request: Request, references: Sequence[Reference]) -> list[Reference]:
+    """Those of the view's topics that the request asks for, by their patterns or their names."""
+    if not references:
         raise TypeError("push takes the name of a topic, or several")
     try:
-        wanted = request.GET.getall("topic") or names
+        wanted = request.GET.getall("topic")
     except UnicodeDecodeError:
         raise HTTPBadRequest("the query is not percent-encoded UTF-8") from None
+    chosen: list[Reference] = []
     for name in wanted:
-        if name not in names:
-            raise HTTPBadRequest(f"topic={name}: must be one of {', '.join(names)}")
-    return [catalogue[name] for name in dict.fromkeys(wanted)]
+        found = [reference for reference in references if name in (reference.pattern, reference.name)]
+        if not found:
+            offered = ", ".join(dict.fromkeys(reference.pattern for reference in references))
+            raise HTTPBadRequest(f"topic={name}: must be one of {offered}")
+        chosen += found
+    return list(dict.fromkeys(chosen or references))
 
 
-def negotiate(request: Request, what: str, content_types: Sequence[str], names: Sequence[str] = tuple(KINDS)) -> str:
+def negotiate(
+    request: Request, what: str, content_types: Sequence[str], names: Sequence[str] = tuple(TRANSPORTS)
+) -> str:
     """The name of the transport that the request asks for, by `?transport=` or Accept (RFC 9110 section 12.5.1).
 
     `names` are those on offer, the preferred first. Raises HTTPBadRequest for a name that is none, and
     HTTPNotAcceptable, which lists what there is, where bodies of these types cannot travel as asked.
     """
-    offered = [name for name in names if all(map(KINDS[name].carries, content_types))]
+    offered = [name for name in names if all(map(TRANSPORTS[name].carries, content_types))]
     wanted: str | None = request.GET.get("transport")
-    if wanted is not None and wanted not in KINDS:
+    if wanted is not None and wanted not in TRANSPORTS:
         raise HTTPBadRequest(f"transport={wanted}: must be one of {', '.join(offered)}")
     if wanted is None:
-        by_type = {media_type: name for name in offered for media_type in KINDS[name].media_types}
+        by_type = {media_type: name for name in offered for media_type in TRANSPORTS[name].media_types}
         acceptable = request.accept.acceptable_offers(list(by_type))
         wanted = by_type[acceptable[0][0]] if acceptable else None
     if wanted not in offered:
-        types = ", ".join(f"{KINDS[name].media_types[0]} (transport={name})" for name in offered)
+        types = ", ".join(f"{TRANSPORTS[name].media_types[0]} (transport={name})" for name in offered)
         raise HTTPNotAcceptable(f"{what} comes as {types}")
     return wanted
 
 
-def content_type(request: Request, kind: Kind) -> str:
+def content_type(request: Request, kind: Transport) -> str:
     """The Content-Type of a response by this transport: an alias where the client takes that alone, or rather."""
     if len(kind.media_types) == 1:
         return kind.response_type

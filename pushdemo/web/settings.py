@@ -105,6 +105,19 @@ class Settings:
     cors_origins: tuple[str, ...] = option(
         "cors_origins", origins, (), "origins whose pages may read the streams, separated by spaces, or *"
     )
+    topics_limit: int = option(
+        "topics.limit", count, 100_000, "topics of patterns that live at once; a client of another one gets 503"
+    )
+    topics_lifetime: float = option(
+        "topics.lifetime",
+        seconds(),
+        3600.0,
+        "seconds without a client or a message after which a topic of a pattern is forgotten",
+    )
+    sources_threads: int = option("sources.threads", count, 8, "threads that all sources share")
+    sources_limit: int = option(
+        "sources.limit", count, 100, "threads more for sources that take over 5 s, or pace themselves"
+    )
     memorize_duration: float = option(
         "memorize.duration",
         seconds(zero=True),

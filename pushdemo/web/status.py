@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pushdemo.cache.functions import Caches
 from pushdemo.delivery.metrics import Figures
-from pushdemo.topics.catalog import Topics
+from pushdemo.topics.catalog import Catalog
 from pushdemo.web.broker import Backend
 from pushdemo.web.push import Clients
 from pushdemo.web.sessions import Sessions
@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 class Status:
     """Reads the counters of one application's parts."""
 
-    def __init__(self, backend: Backend, topics: Topics, clients: Clients, sessions: Sessions, caches: Caches) -> None:
+    def __init__(self, backend: Backend, topics: Catalog, clients: Clients, sessions: Sessions, caches: Caches) -> None:
         self.backend = backend
         self.topics = topics
         self.clients = clients

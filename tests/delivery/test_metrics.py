@@ -17,7 +17,7 @@ from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.metrics import Counters, Figures, Tally
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import Transport, jsonlines
+from pushdemo.transports import StreamTransport, jsonlines
 from tests.fixtureapps import texts
 from tests.support import PATIENCE, wait_until
 
@@ -81,7 +81,7 @@ class Harness:
         self.pace = Pace(heartbeat=15.0, stall_timeout=30.0)
         self.sockets: list[socket.socket] = []
 
-    def stream(self, transport: Transport = jsonlines) -> socket.socket:
+    def stream(self, transport: StreamTransport = jsonlines) -> socket.socket:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.settimeout(PATIENCE)

@@ -31,25 +31,23 @@ class Waiting(threading.Thread):
             self.found += [json.loads(line) for line in part.splitlines()]
 
 
-class Noticed(threading.Condition):
-    """A condition that says when a thread waits: under its lock, so that whoever changes anything does so later."""
-
-    def __init__(self, noticed: threading.Event) -> None:
-        super().__init__(threading.Lock())
-        self._noticed = noticed
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._noticed.set()
-        return super().wait(timeout)
-
-
 class Watched(Topic):
     """A topic that says when a thread waits for it."""
 
     def __init__(self) -> None:
         super().__init__("news", content_type="text/plain")
         self.waited_for = threading.Event()
-        self.changed = Noticed(self.waited_for)
+
+    def wait(self, position: int, timeout: float) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: self._noticed(position), timeout)
+
+    def _noticed(self, position: int) -> bool:
+        """Whether there is nothing to wait for; else the thread waits once this has returned, and is noticed."""
+        if self.head > position or self.ended or self.closed:
+            return True
+        self.waited_for.set()  # under the lock, so that whoever changes anything does so later
+        return False
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.router import Router
 
-from pushdemo.transports.multipart import BOUNDARY
+from pushdemo.topics.content import BOUNDARY
 
 CONTROLS = "a\x00b\x0b\x1bc\ufffe"
 CONTROLS_ARRIVE = "a\ufffdb\ufffd\ufffdc\ufffd"

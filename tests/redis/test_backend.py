@@ -104,4 +104,4 @@ def test_a_topic_that_is_not_shared_is_the_node_s_own() -> None:
         topics = config.registry["pushdemo.topics"]
     assert isinstance(topics["everyone"], RedisTopic)
     assert type(topics["mine"]) is Topic
-    assert type(topics["mine"].source) is Producer
+    assert type(topics["mine"].producer) is Producer

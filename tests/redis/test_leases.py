@@ -34,7 +34,7 @@ class Member(Node):
         self.news = self.topic(history=1000)
         made = self.backend.producer(self.news, self._source, interval, around=nullcontext)
         assert isinstance(made, RedisProducer)
-        self.producer = self.news.source = made
+        self.producer = self.news.producer = made
         self.start()
 
     def _source(self) -> Iterator[str]:
@@ -451,7 +451,7 @@ def test_a_source_that_ends_right_after_its_topic_has_been_ended_elsewhere_ends_
         other.topic().end()
         ended.set()
 
-    topic.source = node.backend.producer(topic, source, None, around=nullcontext)
+    topic.producer = node.backend.producer(topic, source, None, around=nullcontext)
     node.start()
     topic.join()
     assert ended.wait(20)
@@ -473,7 +473,7 @@ def test_a_source_that_ends_ends_the_topic_on_all_nodes_and_is_not_run_again(sha
     nodes = [Node(shared.url, space) for _ in range(2)]
     for node in nodes:
         topic = node.topic()
-        topic.source = node.backend.producer(topic, source, None, around=nullcontext)
+        topic.producer = node.backend.producer(topic, source, None, around=nullcontext)
         node.start()
     topics = [node.topics["news"] for node in nodes]
     for topic in topics:
@@ -495,7 +495,7 @@ def test_a_failing_source_is_told_on_every_node(shared: RedisServer) -> None:
     nodes = [Node(shared.url, space) for _ in range(2)]
     for node in nodes:
         topic = node.topic()
-        topic.source = node.backend.producer(topic, source, 1000.0, around=nullcontext)
+        topic.producer = node.backend.producer(topic, source, 1000.0, around=nullcontext)
         node.start()
     for node in nodes:
         node.topics["news"].join()

@@ -778,7 +778,7 @@ def test_a_user_who_may_do_no_more_than_the_docs_say_will_do(server: RedisServer
     with caches.active():
         assert minute() == minute()
         minute.clear()
-    topic.source = node.backend.producer(topic, lambda: "c", 0.05, around=nullcontext)
+    topic.producer = node.backend.producer(topic, lambda: "c", 0.05, around=nullcontext)
     topic.join()
     wait_until(lambda: topic.number > 3, what="messages of the source")
     topic.leave()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pushdemo.topics import content
-from pushdemo.transports.multipart import BOUNDARY
+from pushdemo.topics.content import BOUNDARY
 
 # The productions Char of XML 1.0 (section 2.2) as ranges: what is not in them, no document can carry.
 CHAR = ((0x9, 0xA), (0xD, 0xD), (0x20, 0xD7FF), (0xE000, 0xFFFD), (0x10000, 0x10FFFF))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
-from pushdemo.topics.catalog import Topics
+from pushdemo.topics.catalog import Catalog
 from pushdemo.topics.merged import MergedTopic
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import EARLIEST, Topic
@@ -120,10 +120,13 @@ def test_a_picture_among_them_leaves_multipart_alone() -> None:
 
 
 def test_clients_of_the_same_topics_share_the_bytes() -> None:
-    topics = Topics()
+    topics = Catalog()
     for name in "ab":
         topics.add(Topic(name, content_type="text/plain"))
-    one, other = (Subscription(topics.merged(names), jsonlines, Pace()) for names in (["a", "b"], ["b", "a"]))
+    one, other = (
+        Subscription(topics.merged([topics[name] for name in names]), jsonlines, Pace())
+        for names in (["a", "b"], ["b", "a"])
+    )
     assert one.topic is other.topic
     one.open()
     other.open()
@@ -311,12 +314,12 @@ def test_a_stream_in_a_thread_ends_when_the_application_stops() -> None:
 
 
 def test_a_merged_topic_lives_while_it_has_clients() -> None:
-    topics = Topics()
+    topics = Catalog()
     for name in "ab":
         topics.add(Topic(name))
     gc.disable()
     try:
-        client = Subscription(topics.merged("ab"), jsonlines, Pace())
+        client = Subscription(topics.merged([topics["a"], topics["b"]]), jsonlines, Pace())
         client.open()
         assert len(topics._merged) == 1
         client.close()
@@ -463,7 +466,7 @@ def test_the_id_of_a_poll_that_has_got_nothing_is_not_that_of_what_comes_meanwhi
 class Follower:
     """A client that is cut off again and again; keeps what it has got."""
 
-    def __init__(self, topics: Topics, names: str, chance: random.Random) -> None:
+    def __init__(self, topics: Catalog, names: str, chance: random.Random) -> None:
         self.topics = topics
         self.names = names
         self.chance = chance
@@ -474,7 +477,7 @@ class Follower:
     def connect(self, until: Callable[[], bool]) -> None:
         """One connection, by a stream or a long poll, which takes a few entries at most."""
         self.connections += 1
-        topic = self.topics.merged(self.names)
+        topic = self.topics.merged([self.topics[name] for name in self.names])
         if self.chance.random() < 0.3:
             poll = LongPoll(topic, Pace(longpoll_timeout=0.01), self.last)
             body = poll.open() or poll.wait()
@@ -501,7 +504,7 @@ class Follower:
 
 def test_every_client_gets_every_number_of_every_topic_once_while_threads_publish() -> None:
     """Eight clients of different sets of topics, cut off hundreds of times, and six threads that publish."""
-    count, topics = 500, Topics()
+    count, topics = 500, Catalog()
     for name in "abc":
         topics.add(Topic(name, content_type="text/plain", history=2 * count))
 
@@ -551,7 +554,7 @@ STEPS = st.lists(
 class Reading:
     """A client of three topics that checks what it is told: every number in turn, or a reset before a gap."""
 
-    def __init__(self, topics: Topics) -> None:
+    def __init__(self, topics: Catalog) -> None:
         self.topics = topics
         self.last = EARLIEST
         self.client: Subscription | None = None
@@ -563,7 +566,9 @@ class Reading:
         if self.client is None:
             if self.last == EARLIEST:
                 self.got.clear()
-            self.client = Subscription(self.topics.merged("abc"), jsonlines, Pace(), self.last)
+            self.client = Subscription(
+                self.topics.merged([self.topics[name] for name in "abc"]), jsonlines, Pace(), self.last
+            )
             self.take(self.client.open())
             # What there was has come, or is not in the history any more: from here on nothing may be left out.
             self.got = {name: topic.number for name, topic in self.topics.items()} | self.got
@@ -592,7 +597,7 @@ class Reading:
 def test_in_any_order_of_things_a_message_comes_once_or_there_is_a_reset(
     steps: list[tuple[str, Any]], history: int
 ) -> None:
-    topics = Topics()
+    topics = Catalog()
     for name in "abc":
         topics.add(Topic(name, content_type="text/plain", history=history))
     reading = Reading(topics)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pushdemo.delivery.subscription import Pace, Subscription
-from pushdemo.topics.producer import LINGER, LONGEST_PAUSE, Producer
+from pushdemo.topics.pool import SLOW, SourcePool
+from pushdemo.topics.producer import LINGER, LONGEST_PAUSE, Producer, check_source
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import jsonlines
 from tests.support import PATIENCE, in_child, threads, wait_until
@@ -23,10 +24,10 @@ NAME = "produced"  # of every topic here and of none elsewhere: the source's thr
 
 
 class Watched(threading.Condition):
-    """A condition that knows for how long the source's thread has begun to wait each time, and whether it waits."""
+    """A condition that knows for how long a thread has begun to wait each time, and whether it waits."""
 
-    def __init__(self) -> None:
-        super().__init__(threading.Lock())
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__(lock)
         self.timeouts: list[float | None] = []
         self.waits = False
 
@@ -35,8 +36,6 @@ class Watched(threading.Condition):
         return len(self.timeouts)
 
     def wait(self, timeout: float | None = None) -> bool:
-        if threading.current_thread() not in sources():
-            return super().wait(timeout)
         self.timeouts.append(timeout)
         self.waits = True
         try:
@@ -46,12 +45,16 @@ class Watched(threading.Condition):
 
 
 class Time:
-    """The clock of one topic. It stands still until a test moves it on."""
+    """The clock of one topic and of the pool that runs its source. It stands still until a test moves it on."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.topic = Topic(NAME, content_type="text/plain", clock=lambda: self.now)
-        self.changed = self.topic.changed = Watched()
+        self.pool = SourcePool(clock=lambda: self.now, slow=SLOW, condition=self._watched)
+
+    def _watched(self, lock: threading.Lock) -> Watched:
+        self.changed = Watched(lock)
+        return self.changed
 
     def jump(self, seconds: float) -> None:
         """Time passes."""
@@ -60,15 +63,16 @@ class Time:
             self.changed.notify_all()
 
     def pass_(self, seconds: float) -> None:
-        """Time passes, and the source's thread has done what it does about it and waits again."""
+        """Time passes, and the source has done what it does about it."""
         self.settle()
         begun = self.changed.begun
         self.jump(seconds)
-        wait_until(lambda: self.changed.begun > begun, what="the source's thread")
+        wait_until(lambda: self.changed.begun > begun, what="the pool's turn")
         self.settle()
 
     def settle(self) -> None:
-        wait_until(lambda: self.changed.waits, what="the source's thread")
+        """Nothing is to be done before time passes again."""
+        wait_until(lambda: self.changed.waits and not self.pool.busy, what="the pool's rest")
 
 
 @pytest.fixture
@@ -85,11 +89,11 @@ def topic(time: Time) -> Topic:
 
 
 def sources() -> list[threading.Thread]:
-    return threads(f"pushdemo-source-{NAME}")
+    return threads("pushdemo-sources") + threads(f"pushdemo-source-{NAME}")
 
 
-def produce(topic: Topic, source: Callable[[], Any], interval: float | None = INTERVAL, **options: Any) -> Producer:
-    producer = topic.source = Producer(topic, source, interval, **options)
+def produce(time: Time, source: Callable[[], Any], interval: float | None = INTERVAL, **options: Any) -> Producer:
+    producer = time.topic.producer = Producer(time.topic, source, interval, pool=time.pool, **options)
     return producer
 
 
@@ -138,15 +142,17 @@ def source(request: pytest.FixtureRequest, series: Series) -> Callable[[], Any]:
     return getattr(series, request.param)  # type: ignore[no-any-return]
 
 
-def test_nothing_runs_before_the_first_client(topic: Topic, series: Series, source: Callable[[], Any]) -> None:
-    produce(topic, source)
+def test_nothing_runs_before_the_first_client(
+    time: Time, topic: Topic, series: Series, source: Callable[[], Any]
+) -> None:
+    produce(time, source)
     assert (series.asked, sources()) == ([], [])
 
 
 def test_a_value_at_once_and_then_one_every_interval(
     time: Time, topic: Topic, series: Series, source: Callable[[], Any]
 ) -> None:
-    produce(topic, source)
+    produce(time, source)
     topic.join()
     assert entries(topic, 1) == ["value 1"]
     time.pass_(INTERVAL - 0.001)
@@ -158,7 +164,7 @@ def test_a_value_at_once_and_then_one_every_interval(
 
 
 def test_a_beat_that_was_missed_is_not_made_up_for(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+    produce(time, series.call)
     topic.join()
     entries(topic, 1)
     time.pass_(17)
@@ -169,7 +175,7 @@ def test_a_beat_that_was_missed_is_not_made_up_for(time: Time, topic: Topic, ser
 
 
 def test_a_beat_that_came_late_does_not_delay_the_next(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+    produce(time, series.call)
     topic.join()
     entries(topic, 1)
     time.pass_(INTERVAL + 2)
@@ -180,7 +186,7 @@ def test_a_beat_that_came_late_does_not_delay_the_next(time: Time, topic: Topic,
 
 
 def test_one_thread_and_one_run_for_all_clients(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.generate)
+    produce(time, series.generate)
     for _ in range(20):
         topic.join()
     entries(topic, 1)
@@ -189,8 +195,8 @@ def test_one_thread_and_one_run_for_all_clients(time: Time, topic: Topic, series
     assert (len(sources()), series.runs, series.asked) == (1, 1, [100.0, 105.0])
 
 
-def test_twenty_clients_are_given_the_same_message(topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+def test_twenty_clients_are_given_the_same_message(time: Time, topic: Topic, series: Series) -> None:
+    produce(time, series.call)
     for _ in range(20):
         topic.join()
     entries(topic, 1)
@@ -198,7 +204,7 @@ def test_twenty_clients_are_given_the_same_message(topic: Topic, series: Series)
 
 
 def test_the_source_stops_after_the_last_client(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.generate)
+    produce(time, series.generate)
     topic.join()
     topic.join()
     entries(topic, 1)
@@ -213,7 +219,7 @@ def test_the_source_stops_after_the_last_client(time: Time, topic: Topic, series
 
 
 def test_nothing_is_made_while_nobody_listens(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+    produce(time, series.call)
     topic.join()
     entries(topic, 1)
     topic.leave()
@@ -223,7 +229,7 @@ def test_nothing_is_made_while_nobody_listens(time: Time, topic: Topic, series: 
 
 
 def test_a_client_that_comes_right_back_finds_the_same_run(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.generate)
+    produce(time, series.generate)
     topic.join()
     entries(topic, 1)
     topic.leave()
@@ -236,7 +242,7 @@ def test_a_client_that_comes_right_back_finds_the_same_run(time: Time, topic: To
 
 def test_a_client_that_comes_right_back_wakes_the_source(time: Time, topic: Topic, series: Series) -> None:
     """Its thread waits for the linger to be over; the next value may be due long before."""
-    produce(topic, series.call, linger=10 * PATIENCE)
+    produce(time, series.call, linger=10 * PATIENCE)
     topic.join()
     entries(topic, 1)
     time.settle()
@@ -248,7 +254,7 @@ def test_a_client_that_comes_right_back_wakes_the_source(time: Time, topic: Topi
 
 
 def test_the_thread_of_a_source_wakes_when_a_value_is_due_and_no_more_often(time: Time, topic: Topic) -> None:
-    produce(topic, Series(time).call)
+    produce(time, Series(time).call)
     topic.join()
     for _ in range(10):
         time.pass_(INTERVAL)
@@ -256,12 +262,11 @@ def test_the_thread_of_a_source_wakes_when_a_value_is_due_and_no_more_often(time
     assert len(time.changed.timeouts) <= 2 * 11, "it turns without anything to do"
     assert set(time.changed.timeouts) == {INTERVAL}
     topic.leave()
-    time.settle()
     wait_until(lambda: time.changed.timeouts[-1] == LINGER, what="the wait for the next client")
 
 
 def test_a_topic_that_others_publish_to_does_not_hurry_its_source(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+    produce(time, series.call)
     topic.join()
     entries(topic, 1)
     time.settle()
@@ -273,7 +278,7 @@ def test_a_topic_that_others_publish_to_does_not_hurry_its_source(time: Time, to
 
 
 def test_a_source_that_is_closed_before_its_first_client_never_runs(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+    produce(time, series.call)
     topic.close()
     topic.join()
     assert (series.asked, sources()) == ([], [])
@@ -289,7 +294,7 @@ def stopped(time: Time, topic: Topic) -> None:
 
 
 def test_a_client_that_comes_later_finds_a_new_run(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.generate)
+    produce(time, series.generate)
     stopped(time, topic)
     topic.join()
     entries(topic, 2)
@@ -297,7 +302,7 @@ def test_a_client_that_comes_later_finds_a_new_run(time: Time, topic: Topic, ser
 
 
 def test_who_comes_later_is_not_shown_the_old_message_first(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call)
+    produce(time, series.call)
     stopped(time, topic)
     topic.join()
     start = topic.newest()
@@ -309,7 +314,7 @@ def test_who_comes_later_is_not_shown_the_old_message_first(time: Time, topic: T
 
 def test_who_comes_right_behind_a_message_is_shown_it(time: Time, topic: Topic, series: Series) -> None:
     """However soon: a listener comes before the source's thread has done anything more."""
-    produce(topic, series.call)
+    produce(time, series.call)
     begins: list[int] = []
     topic.listen(lambda changed: begins.append(changed.newest()))
     topic.join()
@@ -319,7 +324,7 @@ def test_who_comes_right_behind_a_message_is_shown_it(time: Time, topic: Topic, 
 
 
 def test_a_reload_does_not_hurry_the_source(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.call, interval=60.0)
+    produce(time, series.call, interval=60.0)
     stopped(time, topic)
     topic.join()
     newest, _ = topic.following(topic.newest())
@@ -338,7 +343,7 @@ def test_a_message_is_old_when_the_next_is_due(time: Time, topic: Topic, series:
         begins.append(topic.newest())
         return series.call()
 
-    produce(topic, source, interval=LINGER)
+    produce(time, source, interval=LINGER)
     stopped(time, topic)
     assert topic.newest() == 1
     topic.join()
@@ -349,7 +354,7 @@ def test_a_message_is_old_when_the_next_is_due(time: Time, topic: Topic, series:
 
 def test_a_finished_generator_ends_the_topic(time: Time, topic: Topic) -> None:
     series = Series(time, end=2)
-    produce(topic, series.generate, interval=None)
+    produce(time, series.generate, interval=None)
     topic.join()
     assert entries(topic, 2) == ["value 1", "value 2"]
     wait_until(lambda: topic.ended, what="the end of the topic")
@@ -359,7 +364,7 @@ def test_a_finished_generator_ends_the_topic(time: Time, topic: Topic) -> None:
 
 def test_a_finished_source_is_not_run_again(time: Time, topic: Topic) -> None:
     series = Series(time, end=1)
-    produce(topic, series.generate, interval=None)
+    produce(time, series.generate, interval=None)
     topic.join()
     wait_until(lambda: topic.ended, what="the end of the topic")
     topic.leave()
@@ -368,14 +373,14 @@ def test_a_finished_source_is_not_run_again(time: Time, topic: Topic) -> None:
 
 
 def test_a_generator_without_an_interval_sets_its_own_pace(time: Time, topic: Topic) -> None:
-    produce(topic, Series(time, end=50).generate, interval=None)
+    produce(time, Series(time, end=50).generate, interval=None)
     topic.join()
     assert entries(topic, 50)[-1] == "value 50"
     assert time.now == 100.0
 
 
-def test_the_application_closes_a_running_generator(topic: Topic, series: Series) -> None:
-    produce(topic, series.generate)
+def test_the_application_closes_a_running_generator(time: Time, topic: Topic, series: Series) -> None:
+    produce(time, series.generate)
     topic.join()
     entries(topic, 1)
     topic.close()
@@ -415,7 +420,7 @@ def attempts(time: Time, source: Failing, pauses: list[float]) -> None:
 @pytest.mark.parametrize("kind", ["call", "generate"])
 def test_a_failing_source_is_retried_with_a_growing_pause(time: Time, topic: Topic, kind: str) -> None:
     source = Failing(time, *range(1, 100))
-    produce(topic, getattr(source, kind))
+    produce(time, getattr(source, kind))
     topic.join()
     wait_until(lambda: topic.head, what="the notice")
     attempts(time, source, [5, 10, 20, 40, LONGEST_PAUSE, LONGEST_PAUSE])
@@ -425,7 +430,7 @@ def test_a_failing_source_is_told_once_and_logged_once(
     time: Time, topic: Topic, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Failing(time, 2, 3, 4)
-    produce(topic, source.call)
+    produce(time, source.call)
     with caplog.at_level(logging.INFO, "pushdemo"):
         topic.join()
         entries(topic, 1)
@@ -438,7 +443,7 @@ def test_a_failing_source_is_told_once_and_logged_once(
 
 
 def test_who_comes_to_a_source_that_has_only_failed_is_told(time: Time, topic: Topic) -> None:
-    produce(topic, Failing(time, *range(1, 100)).call)
+    produce(time, Failing(time, *range(1, 100)).call)
     topic.join()
     assert entries(topic, 1) == ["(failing)"]
     time.settle()
@@ -447,7 +452,7 @@ def test_who_comes_to_a_source_that_has_only_failed_is_told(time: Time, topic: T
 
 def test_a_source_that_fails_again_is_told_again(time: Time, topic: Topic) -> None:
     source = Failing(time, 1, 3)
-    produce(topic, source.call)
+    produce(time, source.call)
     topic.join()
     entries(topic, 1)
     attempts(time, source, [5, 5, 5])
@@ -456,7 +461,7 @@ def test_a_source_that_fails_again_is_told_again(time: Time, topic: Topic) -> No
 
 def test_a_value_that_is_no_body_is_a_failure_and_no_end(time: Time, topic: Topic) -> None:
     values = iter([7, "text"])
-    produce(topic, lambda: next(values))
+    produce(time, lambda: next(values))
     topic.join()
     entries(topic, 1)
     time.pass_(INTERVAL)
@@ -464,7 +469,7 @@ def test_a_value_that_is_no_body_is_a_failure_and_no_end(time: Time, topic: Topi
 
 
 def test_a_failing_source_stops_too_when_nobody_listens(time: Time, topic: Topic) -> None:
-    produce(topic, Failing(time, *range(1, 100)).call)
+    produce(time, Failing(time, *range(1, 100)).call)
     topic.join()
     entries(topic, 1)
     topic.leave()
@@ -472,14 +477,16 @@ def test_a_failing_source_stops_too_when_nobody_listens(time: Time, topic: Topic
     wait_until(lambda: not sources(), what="the end of the source's thread")
 
 
-def test_an_error_while_a_generator_is_closed_is_logged(topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_while_a_generator_is_closed_is_logged(
+    time: Time, topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
     def source() -> Iterator[str]:
         try:
             yield "value"
         finally:
             raise OSError("while closing")
 
-    produce(topic, source)
+    produce(time, source)
     topic.join()
     entries(topic, 1)
     topic.close()
@@ -487,7 +494,7 @@ def test_an_error_while_a_generator_is_closed_is_logged(topic: Topic, caplog: py
     assert [record.getMessage() for record in caplog.records] == ["a source's generator raised while it was closed"]
 
 
-def test_the_source_runs_within_the_context_that_it_is_given(topic: Topic) -> None:
+def test_the_source_runs_within_the_context_that_it_is_given(time: Time, topic: Topic) -> None:
     place: ContextVar[str] = ContextVar("place", default="nowhere")
 
     @contextmanager
@@ -496,7 +503,7 @@ def test_the_source_runs_within_the_context_that_it_is_given(topic: Topic) -> No
         yield
         place.reset(token)
 
-    produce(topic, place.get, around=around)
+    produce(time, place.get, around=around)
     topic.join()
     assert entries(topic, 1) == ["the application"]
 
@@ -512,22 +519,27 @@ async def asynchronous() -> Any:
 @pytest.mark.parametrize("source", [coroutine, asynchronous])
 def test_an_asynchronous_source_is_refused(source: Callable[[], Any]) -> None:
     with pytest.raises(TypeError, match="the source of topic produced must be a function or a generator function"):
-        Producer(Topic(NAME), source, INTERVAL)
+        check_source(NAME, source, INTERVAL)
 
 
 @pytest.mark.parametrize("interval", [None, 0, -1.0])
 def test_a_function_without_an_interval_is_refused(interval: float | None) -> None:
     with pytest.raises(ValueError, match="interval"):
-        Producer(Topic(NAME), lambda: "value", interval)
+        check_source(NAME, lambda: "value", interval)
 
 
-def test_a_negative_interval_is_refused(series: Series) -> None:
+@pytest.mark.parametrize("interval", [-1.0, float("nan"), float("inf")])
+def test_an_interval_that_is_none_is_refused(interval: float) -> None:
     with pytest.raises(ValueError, match="interval"):
-        Producer(Topic(NAME), series.generate, -1.0)
+        check_source(NAME, asks, interval)
+
+
+def asks() -> Iterator[str]:
+    yield "value"
 
 
 def test_a_source_with_a_long_interval_stops_no_later() -> None:
-    topic = Topic(NAME, content_type="text/plain")
+    topic, pool = Topic(NAME, content_type="text/plain"), SourcePool()
     closed = threading.Event()
 
     def source() -> Iterator[str]:
@@ -536,7 +548,7 @@ def test_a_source_with_a_long_interval_stops_no_later() -> None:
         finally:
             closed.set()
 
-    produce(topic, source, interval=10 * PATIENCE, linger=0.01)
+    topic.producer = Producer(topic, source, 10 * PATIENCE, pool=pool, linger=0.01)
     topic.join()
     entries(topic, 1)
     topic.leave()
@@ -547,23 +559,22 @@ def test_a_source_with_a_long_interval_stops_no_later() -> None:
 
 
 def test_who_starts_a_series_gets_it_from_the_beginning() -> None:
+    pool = SourcePool()
     for _ in range(300):  # the source's thread must never be ahead of the client that starts it
         topic = Topic(NAME, content_type="text/plain")
-        produce(topic, lambda: (yield from "abc"), interval=None)
+        topic.producer = Producer(topic, lambda: (yield from "abc"), None, pool=pool)
         body = b"".join(Subscription(topic, jsonlines, Pace()))
         assert [json.loads(line).get("content") for line in body.splitlines()] == [None, "a", "b", "c", None]
 
 
 def test_a_forked_process_runs_the_source_in_a_thread_of_its_own(time: Time, topic: Topic, series: Series) -> None:
-    produce(topic, series.generate)
+    produce(time, series.generate)
     topic.join()
     assert entries(topic, 1) == ["value 1"]
 
     def made_in_child() -> list[str]:
         topic.join()
-        time.now += INTERVAL
-        with topic.changed:
-            topic.changed.notify_all()
+        time.pass_(INTERVAL)
         return entries(topic, 2)
 
     assert in_child(made_in_child) == ["value 1", "value 2"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pushdemo import transports
-from pushdemo.topics.catalog import Topics
+from pushdemo.topics.catalog import Catalog
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import multipart
@@ -292,7 +292,7 @@ def test_publishers_at_once_lose_nothing_and_readers_without_the_lock_miss_nothi
 
 
 def test_the_catalogue_says_which_topics_there_are() -> None:
-    topics = Topics()
+    topics = Catalog()
     topics.add(topic())
     assert list(topics) == ["news"]
     assert ("news" in topics, "weather" in topics) == (True, False)
@@ -339,15 +339,17 @@ def test_a_forked_process_has_neither_the_parents_clients_nor_its_locks() -> Non
 
 
 def test_topics_on_one_connection_begin_anew_in_a_forked_process() -> None:
-    topics = Topics()
+    topics = Catalog()
     for name in "ab":
         topics.add(Topic(name)).publish("x")
-    merged = topics.merged("ab")
+    merged = topics.merged([topics["a"], topics["b"]])
     merged.join()
     id = merged.begin().backlog[-1].id
 
     def resumed_in_child() -> tuple[bool, bool]:
-        return topics.merged("ab") is merged, topics.merged("ab").begin(id).reset
+        return topics.merged([topics["a"], topics["b"]]) is merged, topics.merged([topics["a"], topics["b"]]).begin(
+            id
+        ).reset
 
     assert in_child(resumed_in_child) == (False, True)
     merged.leave()

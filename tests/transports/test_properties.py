@@ -27,7 +27,7 @@ from pushdemo import transports
 from pushdemo.topics import content
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import STREAMS, Transport, longpoll, multipart, sse
+from pushdemo.transports import STREAMS, StreamTransport, longpoll, multipart, sse
 
 # A transport's own signs, and what readers are known to trip over: line breaks of Python that no format knows, a byte
 # order mark, NUL, a character of four bytes.
@@ -78,7 +78,7 @@ def published(content_type: str, values: Sequence[Any]) -> list[Message]:
     return [topic.publish(value) for value in values]
 
 
-def stream(transport: Transport, messages: Iterable[Message]) -> bytes:
+def stream(transport: StreamTransport, messages: Iterable[Message]) -> bytes:
     """All that a stream can have, around and between the messages."""
     parts = [transport.preamble(3000), transport.notice("heartbeat")]
     for message in messages:

@@ -205,7 +205,7 @@ def test_who_has_to_catch_up_leaves_nothing_behind_in_the_history(site: Pushing)
             assert len(reader.take(100 - number)) == 100 - number
     newest, _ = topic.following(99)
     assert newest
-    assert sum(map(len, newest._encoded.values())) < 1000
+    assert sum(map(len, newest.forms.values())) < 1000
 
 
 # -- reset

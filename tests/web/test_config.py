@@ -188,7 +188,7 @@ def test_an_unknown_topic_names_those_that_there_are() -> None:
     with application(lambda config: config.add_topic("prices")) as app:
         request = Request.blank("/")
         request.registry = app.registry
-        for use in (lambda: pushdemo.web.config.publish(request, "pries", 1), lambda: TestApp(app).get("/push/pries")):
+        for use in (lambda: pushdemo.web.publish.publish(request, "pries", 1), lambda: TestApp(app).get("/push/pries")):
             with pytest.raises(KeyError, match="no topic pries; there are: prices"):
                 use()
 

@@ -140,7 +140,7 @@ def test_rates_are_of_the_last_seconds(demo: Router) -> None:
 
 
 def test_clients_and_their_lag_are_told_while_they_are_there(demo: Router) -> None:
-    demo.registry["pushdemo.topics"]["server"].source = None
+    demo.registry["pushdemo.topics"]["server"].producer = None
     topic = demo.registry["pushdemo.topics"]["server"]
     app = TestApp(demo)
     with serving(demo) as server, Client(port_of(server)) as client:

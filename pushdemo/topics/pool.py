@@ -1,0 +1,231 @@
+"""The pool: the threads that run sources, all from one heap of due times.
+
+A call waits in the heap until it is due, then in a queue for a worker. One thread, the scheduler, watches the heap; it
+begins with the first call. Workers are at most `threads`, begun when they are needed, gone when they have been idle for
+a while. All end when nothing is left to do. A call that takes longer than `slow` seconds is taken out of that
+count, so that others go on: its worker ends with it. At most `limit` threads may be out like this or run a source that
+paces itself; `full` says when there are so many. What may never happen: a call that runs twice at once, or that is due
+and forgotten.
+
+Any thread calls what has no underscore; all state is under `changed`, which is never held while a source runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from pushdemo.forking import call_in_child
+
+log = logging.getLogger("pushdemo")
+
+SLOW = 5.0  # seconds after which a call is no more counted among the pool's
+_IDLE = 10.0  # seconds that a worker waits for the next call before it ends
+_TOGETHER = 0.002  # seconds that the scheduler sleeps at least: what is due meanwhile begins with one turn
+
+
+class Call:
+    """A function to be called when it is due, unless it is cancelled before."""
+
+    __slots__ = ("due", "function", "waits")
+
+    def __init__(self, due: float, function: Callable[[], None]) -> None:
+        self.due = due
+        self.function: Callable[[], None] | None = function  # None: cancelled, or begun
+        self.waits = True  # in the heap
+
+    def __lt__(self, other: Call) -> bool:
+        return self.due < other.due
+
+
+class SourcePool:
+    """Calls functions when they are due, in a few threads. `clock` counts seconds."""
+
+    def __init__(
+        self,
+        threads: int = 8,
+        limit: int = 100,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        slow: float = SLOW,
+        condition: Callable[[threading.Lock], threading.Condition] = threading.Condition,
+    ) -> None:
+        self.threads = threads
+        self.limit = limit
+        self.clock = clock
+        self._slow = slow
+        self._condition = condition
+        self._begin_in_child()
+        call_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """Begin without calls and threads: in a forked process they are the parent's."""
+        self._lock = threading.Lock()  # guards all below
+        self.changed = self._condition(self._lock)  # the scheduler waits for it
+        self._wanted = threading.Condition(self._lock)  # the workers wait for it
+        self._heap: list[Call] = []
+        self._cancelled = 0  # of those in the heap
+        self._ready: deque[Call] = deque()
+        self._scheduler: threading.Thread | None = None
+        self._workers = 0  # threads that count, idle or not
+        self._idle = 0
+        self._begun: dict[int, float] = {}  # when each call that counts began, in that order; by its thread
+        self._apart = 0  # threads that do not count: slow calls, and sources that pace themselves
+
+    @property
+    def full(self) -> bool:
+        """Whether no thread more may be kept by a slow source, or by one that paces itself."""
+        return self._apart >= self.limit
+
+    @property
+    def busy(self) -> int:
+        """How many calls are due or have begun; those that have become slow are not among them."""
+        with self._lock:
+            return len(self._ready) + len(self._begun)
+
+    def call_at(self, due: float, function: Callable[[], None]) -> Call:
+        """Call `function` once, in a worker, when it is due."""
+        call = Call(due, function)
+        with self._lock:
+            heapq.heappush(self._heap, call)
+            if self._scheduler is None:
+                self._scheduler = threading.Thread(target=self._schedule, name="pushdemo-sources", daemon=True)
+                self._scheduler.start()
+            elif self._heap[0] is call:
+                self.changed.notify()
+        return call
+
+    def cancel(self, call: Call) -> None:
+        """Do not call it, unless it has begun."""
+        with self._lock:
+            call.function = None
+            if call.waits:
+                call.waits = False
+                self._cancelled += 1
+                self._drop_cancelled()
+                if self._cancelled > len(self._heap) // 2 + 100:  # what is due in an hour is not kept so long
+                    self._heap = [kept for kept in self._heap if kept.waits]
+                    heapq.heapify(self._heap)
+                    self._cancelled = 0
+                if self._is_over():
+                    self.changed.notify()
+
+    def _drop_cancelled(self) -> None:
+        """Have a call at the top of the heap that is still wanted; under the lock."""
+        while self._heap and not self._heap[0].waits:
+            heapq.heappop(self._heap)
+            self._cancelled -= 1
+
+    def begin_apart(self, function: Callable[[], None], name: str) -> bool:
+        """Call `function` in a thread of its own, whether there is room for one more; False where there is none."""
+        with self._lock:
+            if self.full:
+                return False
+            self._apart += 1
+
+        def run() -> None:
+            try:
+                function()
+            finally:
+                with self._lock:
+                    self._apart -= 1
+
+        threading.Thread(target=run, name=f"pushdemo-source-{name}", daemon=True).start()
+        return True
+
+    # -- the scheduler's thread
+
+    def _schedule(self) -> None:
+        with self._lock:
+            while True:
+                now = self.clock()
+                self._take_due(now)
+                self._take_slow_out(now)
+                self._employ()
+                if self._is_over():
+                    self._scheduler = None
+                    self._wanted.notify_all()
+                    return
+                self.changed.wait(self._pause(now))
+
+    def _take_due(self, now: float) -> None:
+        while self._heap and self._heap[0].due <= now:
+            call = heapq.heappop(self._heap)
+            call.waits = False
+            self._ready.append(call)
+            self._drop_cancelled()
+
+    def _take_slow_out(self, now: float) -> None:
+        for thread, began in list(self._begun.items()):
+            if began + self._slow > now or self.full:
+                break
+            del self._begun[thread]
+            self._workers -= 1
+            self._apart += 1
+            if self.full:
+                log.warning(
+                    "%d threads are kept by sources that take over %g s or pace themselves (pushdemo.sources.limit): "
+                    "clients of further ones get 503",
+                    self._apart,
+                    self._slow,
+                )
+
+    def _employ(self) -> None:
+        """Have a worker for each call that is ready, as far as there may be so many."""
+        wanted = len(self._ready)
+        self._wanted.notify(wanted)
+        for _ in range(min(wanted - self._idle, self.threads - self._workers)):
+            self._workers += 1
+            threading.Thread(target=self._work, name=f"pushdemo-source-{self._workers}", daemon=True).start()
+
+    def _pause(self, now: float) -> float | None:
+        """Seconds until a call is due or has become slow; None where neither will."""
+        times = [call.due for call in self._heap[:1]]
+        if (self._begun or self._ready) and not self.full:
+            times.append(next(iter(self._begun.values()), now) + self._slow)
+        return max(_TOGETHER, min(times) - now) if times else None
+
+    # -- the workers' threads
+
+    def _work(self) -> None:
+        while (function := self._next()) is not None:
+            try:
+                function()
+            except Exception:
+                log.exception("the pool of the sources met an error and goes on")
+            if not self._done():
+                return
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for the next call; None where none has come for long."""
+        with self._lock:
+            while True:
+                while self._ready:
+                    call = self._ready.popleft()
+                    if function := call.function:
+                        call.function = None
+                        self._begun[threading.get_ident()] = self.clock()
+                        return function
+                self._idle += 1
+                came = self._wanted.wait(_IDLE)
+                self._idle -= 1
+                if not self._ready and (not came or self._scheduler is None):
+                    self._workers -= 1
+                    return None
+
+    def _done(self) -> bool:
+        """A call is over; whether this thread is still one of the workers that count."""
+        with self._lock:
+            counts = self._begun.pop(threading.get_ident(), None) is not None
+            if not counts:
+                self._apart -= 1
+            if self._is_over():
+                self.changed.notify()
+            return counts
+
+    def _is_over(self) -> bool:
+        return not (self._heap or self._ready or self._begun)
