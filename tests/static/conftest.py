@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,8 +54,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def chromium(server: Wire) -> Iterator[Browser]:
+@contextmanager
+def chromium_driver(*flags: str) -> Iterator[Any]:
     try:
         from selenium import webdriver
     except ImportError:
@@ -65,11 +66,19 @@ def chromium(server: Wire) -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.binary_location = program
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet):
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet, *flags):
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(service))
-    yield Browser(driver, server.url + "/")
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def chromium(server: Wire) -> Iterator[Browser]:
+    with chromium_driver() as driver:
+        yield Browser(driver, server.url + "/")
 
 
 @pytest.fixture(params=["node-multipart", "node-jsonlines", "chromium-multipart", "chromium-jsonlines", "chromium-sse"])
