@@ -193,6 +193,11 @@ class Script:
             except redis.exceptions.NoScriptError:
                 connection.send_command("EVAL", self._source, *rest)
                 return connection.read_response()
+        except redis.ResponseError:
+            raise
+        except BaseException:  # an interrupt too: its answer would be taken for the next command's
+            connection.disconnect()
+            raise
         finally:
             pool.release(connection)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+from pushdemo.forking import call_in_child
 from pushdemo.redis.connection import Link, RedisUnavailableError
 from pushdemo.redis.scripts import LEASE, RELEASE
 from pushdemo.redis.topic import Lease, LeaseLostError, RedisTopic
@@ -35,15 +36,21 @@ class Renewals:
     """Calls the beats that it has been given, every BEAT seconds and whenever it is rung."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards all below
+        self._closed = False
+        self._after_fork()
+        call_in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        # Guards all here. An interrupt in a condition's own `with` would leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._beats: dict[Callable[[], None], None] = {}
         self._thread: threading.Thread | None = None
         self._rung = False
-        self._closed = False
 
     def add(self, beat: Callable[[], None], *, at_once: bool = True) -> None:
         """Call `beat` from now on. It may block; what it raises does not end it."""
-        with self._changed:
+        with self._lock:
             self._rung = self._rung or at_once or not self._beats
             self._beats[beat] = None
             if self._thread is None and not self._closed:
@@ -53,18 +60,18 @@ class Renewals:
 
     def discard(self, beat: Callable[[], None]) -> None:
         """Call it no more."""
-        with self._changed:
+        with self._lock:
             self._beats.pop(beat, None)
 
     def close(self) -> None:
         """The application stops."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._rung or self._closed, BEAT if self._beats else None)
                 if self._closed:
                     return

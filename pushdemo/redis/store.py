@@ -125,7 +125,7 @@ class RedisStore:
                 if left <= 0:
                     self._turns.settle(key, turn, None)
                     return None
-                threading.Event().wait(min(pause, left))
+                time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST)
         except RedisUnavailableError:
             return turn
