@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 # What an application that includes the add-on can do without.
-DEMO = ["prometheus_client>=0.20", "psutil>=5.9", "pygal>=3.0.5", "pyramid_jinja2>=2.10"]
+OPERATIONS = ["prometheus_client>=0.20"]
+DEMO = [*OPERATIONS, "psutil>=5.9", "pygal>=3.0.5", "pyramid_jinja2>=2.10"]
 DOCS = ["furo", "myst-parser", "sphinx", "sphinxcontrib-mermaid"]
 REDIS = ["redis[hiredis]>=5.3"]
 
@@ -42,6 +43,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "docs": DOCS,
+        "operations": OPERATIONS,
         "redis": REDIS,
         "testing": [
             *DEMO,

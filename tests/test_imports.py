@@ -38,6 +38,7 @@ RULES = {
     "parking": Rule({"delivery", "loop", "workers"}, {"waitress"}),
     "server": Rule({"delivery", "loop", "workers", "parking"}, {"waitress"}),
     "check": Rule(set()),
+    "operations": Rule({"web"}),
     "": Rule({"topics", "cache", "web"}),
     "demo": Rule({"topics", "cache", "web"}, {"pyramid", "psutil", "pygal", "prometheus_client"}),
 }

@@ -6,17 +6,14 @@ from functools import partial
 from typing import Any
 
 from pyramid.config import Configurator
-from pyramid.events import ApplicationCreated, BeforeRender
+from pyramid.events import BeforeRender
 from pyramid.httpexceptions import HTTPMethodNotAllowed
-from pyramid.interfaces import ISecurityPolicy
 from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.demo import chart, load, status
 from pushdemo.demo.home import data_stream
-from pushdemo.web import health, prometheus
-from pushdemo.web import status as own
-from pushdemo.web.settings import Settings, SettingsError
+from pushdemo.web.settings import Settings
 
 # Route, title and a sentence, in the order of the front page and the navigation.
 PAGES = (
@@ -25,7 +22,11 @@ PAGES = (
     ("primes", "Primes", "A generator of your own, one prime a request, for as long as you like."),
     ("document", "Document", "A long text that appears line by line while the server still reads it."),
     ("job", "Job", "Real work that reports its progress, and that you can leave, come back to, and cancel."),
-    ("status", "Status", "Who listens by which transport, how far the slowest is behind, and what the caches do."),
+    (
+        "pushdemo.status",
+        "Status",
+        "Who listens by which transport, how far the slowest is behind, and what the caches do.",
+    ),
 )
 
 
@@ -43,13 +44,11 @@ def includeme(config: Configurator) -> None:
     config.add_route("lines", "/document/lines")
     config.add_route("job", "/job")
     config.add_route("run", "/job/run")
-    for view in (health.live, health.ready):
-        config.add_route(view.__name__, f"/health/{view.__name__}")
-        config.add_view(view, route_name=view.__name__, request_method="GET", renderer="json", http_cache=0)
     _add_status(config)
     config.add_subscriber(_add_pages, BeforeRender)
-    for name in [*(route for route, _, _ in PAGES), "live", "ready", "metrics"]:
-        config.add_view(_method_not_allowed, route_name=name)  # for a method without a view
+    for route, _, _ in PAGES:
+        if not route.startswith("pushdemo."):
+            config.add_view(_method_not_allowed, route_name=route)  # for a method without a view
 
 
 def _add_load(config: Configurator) -> None:
@@ -64,33 +63,12 @@ def _add_load(config: Configurator) -> None:
 
 
 def _add_status(config: Configurator) -> None:
-    """Add what an operator looks at. `Status` must not refer to the registry, which would then never be freed."""
-    registry = config.registry
-    parts = (registry[f"pushdemo.{part}"] for part in ("backend", "topics", "clients", "generators", "caches"))
-    report = registry["pushdemo.status"] = own.Status(*parts)
-    registry["pushdemo.prometheus"] = prometheus.prometheus_registry(report)
-    config.add_topic("status", report.report, interval=own.INTERVAL, content_type="application/json", shared=False)
-    settings: Settings = registry["pushdemo.settings"]
+    """Add what an operator asks, and for people a page at the same address."""
+    config.include("pushdemo.operations")
+    settings: Settings = config.registry["pushdemo.settings"]
     guard = {"permission": settings.status_permission} if settings.status_permission else {}
-    if guard:
-        config.add_subscriber(_check_policy, ApplicationCreated)
-    for name, path in (("status", "/status"), ("status_stream", "/status/stream"), ("metrics", "/metrics")):
-        config.add_route(name, path)
-    page: dict[str, Any] = {"route_name": "status", "request_method": "GET", **guard}
-    config.add_view(status.status_page, renderer="pushdemo.demo:templates/status.jinja2", accept="text/html", **page)
-    config.add_view(status.status_json, renderer="json", accept="application/json", **page)
-    config.add_view(status.status_stream, route_name="status_stream", **guard)
-    config.add_view(prometheus.metrics, route_name="metrics", request_method="GET", **guard)
-
-
-def _check_policy(event: ApplicationCreated) -> None:
-    registry = event.app.registry
-    if registry.queryUtility(ISecurityPolicy) is None:
-        name = registry["pushdemo.settings"].status_permission
-        raise SettingsError(
-            f"pushdemo.status_permission = {name}: the application has no security policy that could grant it, so "
-            "everyone would be let in; include one (pyramid.includes in the ini), or leave the setting empty"
-        )
+    page: dict[str, Any] = {"route_name": "pushdemo.status", "request_method": "GET", "accept": "text/html", **guard}
+    config.add_view(status.status_page, renderer="pushdemo.demo:templates/status.jinja2", **page)
 
 
 def _add_pages(event: BeforeRender) -> None:

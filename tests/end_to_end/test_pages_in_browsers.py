@@ -159,7 +159,8 @@ def test_the_status_counts_its_own_messages_live(chrome: Any, site: str) -> None
     chrome.get(site + "/status")
     row = """
         const rows = [...document.querySelectorAll("[data-rows=streams] tbody tr")];
-        const row = rows.find(row => row.cells[0].textContent === "status" && row.cells[1].textContent === "multipart");
+        const topic = "pushdemo.status";
+        const row = rows.find(row => row.cells[0].textContent === topic && row.cells[1].textContent === "multipart");
         return row ? Number(row.cells[7].textContent.replaceAll(",", "")) : 0;
     """
     first = wait_until(lambda: chrome.execute_script(row), BOUND, "the status's own stream")

@@ -165,7 +165,7 @@ def test_the_topic_brings_the_report_again_and_again(demo: Router) -> None:
         while len(lines) < 2:
             line = json.loads(client.until(b"\n"))
             lines += [line["content"]] if "content" in line else []
-    own = [next(s for s in line["streams"] if s["topic"] == "status")["messages"] for line in lines]
+    own = [next(s for s in line["streams"] if s["topic"] == "pushdemo.status")["messages"] for line in lines]
     assert own[1] == own[0] + 1
     assert lines[0]["total"]["clients"] == 1
 
