@@ -6,7 +6,24 @@
 from __future__ import annotations
 
 from pushdemo.cache.memorize import memorize
+from pushdemo.cache.single_flight import RecursiveCallError
+from pushdemo.topics.catalog import TopicLimitError
+from pushdemo.topics.message import Message
+from pushdemo.topics.pattern import TopicValueError, topic
+from pushdemo.topics.topic import Topic
 from pushdemo.web.config import includeme
 from pushdemo.web.json_yield import json_yield
+from pushdemo.web.settings import SettingsError
 
-__all__ = ["includeme", "json_yield", "memorize"]
+__all__ = [
+    "Message",
+    "RecursiveCallError",
+    "SettingsError",
+    "Topic",
+    "TopicLimitError",
+    "TopicValueError",
+    "includeme",
+    "json_yield",
+    "memorize",
+    "topic",
+]

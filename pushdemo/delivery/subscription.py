@@ -61,7 +61,7 @@ class _Client:
     ) -> None:
         self.topic = topic
         self.pace = pace
-        self.tally = pace.counters.tally(topic.name, transport)
+        self.tally = pace.counters.tally(topic.pattern, transport)
         self.position = 0  # of the last entry that the client has, or is being written
         self._last_event_id = last_event_id
         self._release = release

@@ -69,16 +69,23 @@ class Declaration:
 
 
 class Figures(NamedTuple):
-    """What has become of one declaration: topics that live, idle ones among them, and so on."""
+    """What has become of one declaration.
 
-    pattern: str
-    live: int
+    `topics` live, and `idle` of them have no client; others are `forgotten`. They have `clients`, the `busiest` of them
+    so many. Counted since the start: messages `published`, and those `dropped` since there was no room for a topic.
+    `ended`: all that live have ended.
+    """
+
+    topic: str
+    content_type: str
+    topics: int
     idle: int
     forgotten: int
     clients: int
-    most_clients: int  # of one topic
+    busiest: int
     published: int
     dropped: int
+    ended: bool
 
 
 class Catalog(Mapping[str, Topic]):
@@ -387,12 +394,14 @@ class Catalog(Mapping[str, Topic]):
 def _figures(declaration: Declaration, topics: Sequence[Topic]) -> Figures:
     clients = [topic.clients for topic in topics]
     return Figures(
-        pattern=declaration.pattern.text,
-        live=len(topics),
+        topic=declaration.pattern.text,
+        content_type=declaration.content_type,
+        topics=len(topics),
         idle=clients.count(0),
         forgotten=declaration.forgotten,
         clients=sum(clients),
-        most_clients=max(clients, default=0),
+        busiest=max(clients, default=0),
         published=declaration.published + sum(topic.number for topic in topics),
         dropped=declaration.dropped,
+        ended=bool(topics) and all(topic.ended for topic in topics),
     )

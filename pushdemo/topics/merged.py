@@ -22,7 +22,7 @@ class MergedTopic(Topic):
         super().__init__(
             ",".join(part.name for part in parts),
             history=sum(part.kept for part in parts),
-            pattern=",".join(part.pattern for part in parts),
+            pattern=",".join(dict.fromkeys(part.pattern for part in parts)),
             clock=parts[0].clock,
         )
         self.parts = parts

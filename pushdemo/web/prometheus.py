@@ -23,6 +23,13 @@ _STREAMS = (
     ("resets", CounterMetricFamily, "Clients told that they have missed messages."),
     ("stalled", CounterMetricFamily, "Clients closed because they did not read."),
 )
+_TOPICS = (  # by declared name or pattern, never by a value
+    ("topics", GaugeMetricFamily, "Topics that live."),
+    ("idle", GaugeMetricFamily, "Topics that live without a client."),
+    ("forgotten", CounterMetricFamily, "Topics forgotten."),
+    ("published", CounterMetricFamily, "Messages published."),
+    ("dropped", CounterMetricFamily, "Messages dropped, as there was no room for a topic."),
+)
 _MEMORIZE = (
     ("hits", CounterMetricFamily, "Calls that found a fresh value."),
     ("misses", CounterMetricFamily, "Calls that computed one."),
@@ -49,10 +56,12 @@ class StatusCollector(Collector):
             for labels, figures in streams:
                 metric.add_metric(labels, getattr(figures, field))
             yield metric
-        published = CounterMetricFamily("pushdemo_published", "Messages published.", labels=("topic",))
-        for name, topic in self._status.topics.items():
-            published.add_metric((name,), topic.number)
-        yield published
+        topics = self._status.topics.figures()
+        for field, family, meaning in _TOPICS:
+            metric = family(f"pushdemo_{field}", meaning, labels=("topic",))
+            for figures_of_topic in topics:
+                metric.add_metric((figures_of_topic.topic,), getattr(figures_of_topic, field))
+            yield metric
         refusals = CounterMetricFamily("pushdemo_refusals", "Requests refused.", labels=("kind", "status"))
         for (kind, status), count in counters.refusals().items():
             refusals.add_metric((kind, str(status)), count)

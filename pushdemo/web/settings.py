@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PREFIX = "pushdemo."
 
@@ -27,53 +27,58 @@ class SettingsError(ValueError):
     """A setting is unknown or wrong; the message names the key, the value and what would do."""
 
 
-def seconds(*, zero: bool = False) -> Callable[[str], float]:
-    """A converter to a finite number of seconds, above 0, or from 0 on where `zero` is true."""
+class Converter(NamedTuple):
+    """What makes a value of a text, or raises ValueError for one that is not as `expected`."""
 
-    def convert(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-            raise ValueError
-        return number
-
-    convert.__doc__ = "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
-    return convert
+    convert: Callable[[str], Any]
+    expected: str
 
 
-def count(text: str) -> int:
-    """a whole number, 1 or more"""
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError
+    return number
+
+
+def _seconds_above_0(text: str) -> float:
+    number = _seconds(text)
+    if number == 0:
+        raise ValueError
+    return number
+
+
+def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError
     return number
 
 
-def origins(text: str) -> tuple[str, ...]:
-    """* or origins (scheme://host[:port], in lower case) separated by spaces"""
+def _origins(text: str) -> tuple[str, ...]:
     found = tuple(text.split())
     if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in found):
         raise ValueError
     return found
 
 
-def redis_url(text: str) -> str:
-    """a redis://, rediss:// or unix:// URL, or nothing"""
+def _redis_url(text: str) -> str:
     if text and not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError
     return text
 
 
-def permission(text: str) -> str:
-    """the name of a permission, or nothing"""
-    return text
+SECONDS = Converter(_seconds, "a number of seconds, 0 or more")
+SECONDS_ABOVE_0 = Converter(_seconds_above_0, "a number of seconds above 0")
+COUNT = Converter(_count, "a whole number, 1 or more")
+ORIGINS = Converter(_origins, "* or origins (scheme://host[:port], in lower case) separated by spaces")
+REDIS_URL = Converter(_redis_url, "a redis://, rediss:// or unix:// URL, or nothing")
+PERMISSION = Converter(str, "the name of a permission, or nothing")
 
 
-def option(key: str, convert: Callable[[str], Any], default: Any, meaning: str, *, secret: bool = False) -> Any:
-    """A row of the table: `key` without the prefix, the converter (its docstring says what would do), and the rest.
-
-    The value of a `secret` one is never shown.
-    """
-    metadata = {"key": PREFIX + key, "convert": convert, "meaning": meaning, "secret": secret}
+def option(key: str, converter: Converter, default: Any, meaning: str, *, secret: bool = False) -> Any:
+    """A row of the table: `key` without the prefix, and the rest. The value of a `secret` one is never shown."""
+    metadata = {"key": PREFIX + key, "converter": converter, "meaning": meaning, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -81,75 +86,75 @@ def option(key: str, convert: Callable[[str], Any], default: Any, meaning: str, 
 class Settings:
     """What the ini says, checked. One row is one key; durations are in seconds."""
 
-    interval: float = option("interval", seconds(), 5.0, "seconds from one message of a topic to the next")
-    history: int = option("history", count, 100, "messages that a topic keeps for those who fall behind or come back")
+    interval: float = option("interval", SECONDS_ABOVE_0, 5.0, "seconds from one message of a topic to the next")
+    history: int = option("history", COUNT, 100, "messages that a topic keeps for those who fall behind or come back")
     heartbeat: float = option(
-        "heartbeat", seconds(), 15.0, "seconds without a byte written, before a stream's heartbeat"
+        "heartbeat", SECONDS_ABOVE_0, 15.0, "seconds without a byte written, before a stream's heartbeat"
     )
     longpoll_timeout: float = option(
-        "longpoll.timeout", seconds(), 25.0, "seconds that a long poll waits for a message"
+        "longpoll.timeout", SECONDS_ABOVE_0, 25.0, "seconds that a long poll waits for a message"
     )
     stall_timeout: float = option(
-        "stall_timeout", seconds(), 30.0, "seconds that a client may leave its socket full; then it is closed"
+        "stall_timeout", SECONDS_ABOVE_0, 30.0, "seconds that a client may leave its socket full; then it is closed"
     )
     retry: float = option(
         "retry",
-        seconds(),
+        SECONDS_ABOVE_0,
         3.0,
         "seconds before a client reconnects that has lost its stream; each stream begins with it",
     )
-    max_clients: int = option("max_clients", count, 10_000, "clients held at once; the next one gets 503")
+    max_clients: int = option("max_clients", COUNT, 10_000, "clients held at once; the next one gets 503")
     max_threads: int = option(
-        "max_threads", count, 3, "clients held at once by a server that gives each a thread; less than its threads"
+        "max_threads", COUNT, 3, "clients held at once by a server that gives each a thread; less than its threads"
     )
     cors_origins: tuple[str, ...] = option(
-        "cors_origins", origins, (), "origins whose pages may read the streams, separated by spaces, or *"
+        "cors_origins", ORIGINS, (), "origins whose pages may read the streams, separated by spaces, or *"
     )
     topics_limit: int = option(
-        "topics.limit", count, 100_000, "topics of patterns that live at once; a client of another one gets 503"
+        "topics.limit", COUNT, 100_000, "topics of patterns that live at once; a client of another one gets 503"
     )
     topics_lifetime: float = option(
         "topics.lifetime",
-        seconds(),
+        SECONDS_ABOVE_0,
         3600.0,
         "seconds without a client or a message after which a topic of a pattern is forgotten",
     )
-    sources_threads: int = option("sources.threads", count, 8, "threads that all sources share")
+    sources_threads: int = option("sources.threads", COUNT, 8, "threads that all sources share")
     sources_limit: int = option(
-        "sources.limit", count, 100, "threads more for sources that take over 5 s, or pace themselves"
+        "sources.limit", COUNT, 100, "threads more for sources that take over 5 s, or pace themselves"
     )
     memorize_duration: float = option(
         "memorize.duration",
-        seconds(zero=True),
+        SECONDS,
         15.0,
         "seconds that a memorized value is used for; 0 turns the cache off",
     )
     memorize_stale: float = option(
         "memorize.stale",
-        seconds(zero=True),
+        SECONDS,
         0.0,
         "seconds past its duration that an old value is given out while one caller computes the new one",
     )
     memorize_stale_if_error: float = option(
         "memorize.stale_if_error",
-        seconds(zero=True),
+        SECONDS,
         0.0,
         "seconds past its duration that an old value is used where computing the new one raises",
     )
-    memorize_maxsize: int = option("memorize.maxsize", count, 1024, "values that one memorized function keeps")
+    memorize_maxsize: int = option("memorize.maxsize", COUNT, 1024, "values that one memorized function keeps")
     generators_timeout: float = option(
-        "generators.timeout", seconds(), 60.0, "seconds without a poll after which a generator session is closed"
+        "generators.timeout", SECONDS_ABOVE_0, 60.0, "seconds without a poll after which a generator session is closed"
     )
-    generators_limit: int = option("generators.limit", count, 1000, "generator sessions at once; the next one gets 503")
+    generators_limit: int = option("generators.limit", COUNT, 1000, "generator sessions at once; the next one gets 503")
     status_permission: str = option(
         "status_permission",
-        permission,
+        PERMISSION,
         "",
         "the permission that the demo's /status and /metrics need, by the application's security policy; empty: none",
     )
     redis_url: str = option(
         "redis_url",
-        redis_url,
+        REDIS_URL,
         "",
         "the Redis at which nodes share their topics and memorized values; empty: each process has its own",
         secret=True,
@@ -204,13 +209,13 @@ def _looked_up(key: str, given: Any) -> Any:
 
 
 def _converted(key: str, given: Any, row: Field[Any]) -> Any:
-    convert = row.metadata["convert"]
+    convert, expected = row.metadata["converter"]
     text = str(_looked_up(key, given)).strip()
     try:
         return convert(text)
     except ValueError:
         shown = "(not shown)" if row.metadata["secret"] else given
-        raise SettingsError(f"{key} = {shown}: must be {convert.__doc__}, such as {_shown(row.default)}") from None
+        raise SettingsError(f"{key} = {shown}: must be {expected}, such as {_shown(row.default)}") from None
 
 
 def _shown(value: Any) -> str:

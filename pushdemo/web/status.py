@@ -69,7 +69,7 @@ class Status:
             "trouble": self.backend.trouble,
             "total": self._total(streams),
             "streams": streams,
-            "topics": [_described(self.topics[name]) for name in self.topics],
+            "topics": [figures._asdict() for figures in self.topics.figures()],
             "refusals": [
                 {"kind": kind, "reason": REASONS.get((kind, status), ""), "status": status, "count": count}
                 for (kind, status), count in counters.refusals().items()
@@ -117,14 +117,4 @@ def _rates(now: Figures, before: Figures | None, seconds: float) -> dict[str, fl
     return {
         "messages_per_second": rate(now.messages, before.messages if before else 0),
         "bytes_per_second": rate(now.bytes, before.bytes if before else 0),
-    }
-
-
-def _described(topic: Any) -> dict[str, Any]:
-    return {
-        "topic": topic.name,
-        "content_type": topic.content_type,
-        "clients": topic.clients,
-        "published": topic.number,
-        "ended": topic.ended,
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,24 @@ def test_a_duration_for_no_function_stops_the_application_and_names_those_that_a
 def test_a_duration_for_a_function_of_the_application_is_taken() -> None:
     app = main({}, **{"pushdemo.memorize.datetime_string.duration": "1"})
     assert app.registry["pushdemo.settings"].memorize_durations
+
+
+def test_an_error_says_what_would_do_when_python_has_no_docstrings() -> None:
+    script = """
+from pushdemo.web.settings import Settings, SettingsError
+wrong = {"interval": "soon", "memorize.stale": "-1", "history": "0", "cors_origins": "x", "redis_url": "x"}
+for key, text in wrong.items():
+    try:
+        Settings.from_ini({"pushdemo." + key: text})
+    except SettingsError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-OO", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    said = [line.partition("must be ")[2].partition(", such as")[0] for line in run.stdout.splitlines()]
+    assert said == [
+        "a number of seconds above 0",
+        "a number of seconds, 0 or more",
+        "a whole number, 1 or more",
+        "* or origins (scheme://host[:port], in lower case) separated by spaces",
+        "a redis://, rediss:// or unix:// URL, or nothing",
+    ]
