@@ -267,11 +267,11 @@ def test_a_new_life_of_the_topic_is_told_as_one_reset(cluster: Cluster, harm: Ca
         assert follower.told.count("reset") == 1
 
 
-def test_a_session_of_another_node_is_410(nodes: Nodes) -> None:
+def test_a_session_of_another_node_is_421(nodes: Nodes) -> None:
     one, other, _ = nodes.running
     assert get(one.port, "/prime?key=K&after=0")[0] == 200
     status, body = get(other.port, "/prime?key=K&after=1")
-    assert status == 410
+    assert status == 421
     assert b"lives in another process" in body
     assert get(one.port, "/prime?key=K&after=1")[0] == 200
 
