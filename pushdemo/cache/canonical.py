@@ -107,10 +107,9 @@ def _address(value: Any) -> bytes:
         module: str | None = ""
         name, found = value.__name__, sys.modules.get(value.__name__)
     else:
-        reduced: Any = None if isinstance(value, type) else value.__reduce_ex__(4)
-        name = reduced if isinstance(reduced, str) else getattr(value, "__qualname__", "")
+        name = getattr(value, "__qualname__", None) or value.__reduce_ex__(4)
         module = getattr(value, "__module__", None) or getattr(getattr(value, "__self__", None), "__module__", None)
-        found = found_at(module, name)
+        found = found_at(module, name) if isinstance(name, str) else None
     if found is not value and not (isinstance(value, _METHODS) and found == value):
         raise NotCanonicalError(type(value))
     return f"{module}:{name}".encode(errors="surrogatepass")

@@ -165,14 +165,19 @@ def _part(value: Any, on_death: OnDeath | None = None) -> Hashable:
         except TypeError:  # its class leaves no room for weak references
             pass
     try:
+        return _contents_or_digest(value)
+    except RecursionError:  # it contains itself
+        return FROZEN, kind, _pickled(value)
+
+
+def _contents_or_digest(value: Any) -> Hashable:
+    try:
         return _contents(value, _Room(LARGE))
     except _TooLargeError:
         try:
-            return FROZEN, kind, digest(value)
+            return FROZEN, type(value), digest(value)
         except NotCanonicalError:
             return _contents(value, _Room(sys.maxsize))
-    except RecursionError:  # it contains itself
-        return FROZEN, kind, _pickled(value)
 
 
 class _TooLargeError(Exception):

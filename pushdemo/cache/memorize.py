@@ -41,7 +41,7 @@ class Memorized(Function, Generic[P, R]):
         self, function: Callable[P, R], name: str | None, ignore: Collection[str], options: dict[str, Any]
     ) -> None:
         update_wrapper(self, function)
-        self.module = function.__module__
+        self.module = getattr(function, "__module__", None) or "builtins"
         self.qualname = getattr(function, "__qualname__", type(function).__qualname__)
         self.name = name or self.address
         self.named = name is not None

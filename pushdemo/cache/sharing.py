@@ -83,7 +83,6 @@ def copy_of(error: Exception) -> Exception | None:
         return None
     if not same or is_response(made) or any(map(_is_of_one_request, memo.values())):
         return None
-    made.__cause__ = made.__context__ = None
     return made
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -186,3 +189,27 @@ def test_an_object_with_an_equality_of_its_own_shares_values_with_its_equals() -
             return Shop.count()
 
     assert Point(1).norm() == Point(1).norm() != Point(2).norm()
+
+
+METHODS = [lambda: Shop.above, lambda: Branch.above, lambda: Shop.below, lambda: Shop.static_above, lambda: Shop.price]
+
+
+@pytest.mark.parametrize("find", METHODS)
+def test_methods_of_classes_are_pickled_and_copied_as_methods_are(find: Callable[[], Any]) -> None:
+    for made in (pickle.loads(pickle.dumps(find())), copy.copy(find()), copy.deepcopy(find())):
+        assert made == find()
+        made.info()
+    assert hash(find()) == hash(find())
+
+
+def test_a_method_of_an_object_is_pickled_with_its_object() -> None:
+    shop = Shop("one")
+    for bound, text in ((shop.price, "price"), (shop.above, "above")):
+        made = pickle.loads(pickle.dumps(bound))
+        assert made.__name__ == text
+    assert pickle.loads(pickle.dumps(shop.price))(1)[:2] == ("one", 1)
+    assert pickle.loads(pickle.dumps(Shop("two").above))() is Shop.above()
+    assert shop.price == shop.price
+    assert shop.price != Shop("one").price
+    assert shop.price != shop.above
+    assert shop.price != 5

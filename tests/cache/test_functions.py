@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import gc
+import itertools
+import math
 import subprocess
 import sys
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from pushdemo.cache import functions
 from pushdemo.cache.memorize import Caches, Info, UnknownFunctionError, memorize
-from tests.cache.support import Clock, Source
-from tests.support import ROOT
+from pushdemo.cache.store import CachetoolsStore
+from tests.cache.support import Asked, Clock, Gate, Source
+from tests.support import ROOT, wait_until
 
 
 @pytest.fixture
@@ -203,3 +210,263 @@ def test_outside_of_any_application_values_are_kept_too() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.split() == ["True", "1"]
+
+
+# Names that are shared with other processes
+
+
+def fetch(table: str, item: int) -> str:
+    return f"{table} {item}"
+
+
+class Table:
+    """Memorizes its own method, and can be called."""
+
+    def __init__(self) -> None:
+        self.row = memorize(60)(self.row)  # type: ignore[method-assign]
+
+    def row(self, item: int) -> None: ...
+
+    def __call__(self, item: int) -> None: ...
+
+
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+@memorize
+def plain() -> None: ...
+
+
+@decorated
+@memorize
+@decorated
+def between() -> None: ...
+
+
+class Shop:
+    @memorize
+    def method(self) -> None: ...
+
+    @memorize
+    @classmethod
+    def class_above(cls) -> None: ...
+
+    @classmethod
+    @memorize
+    def class_below(cls) -> None: ...
+
+    @memorize
+    @staticmethod
+    def static_above() -> None: ...
+
+    @staticmethod
+    @memorize
+    def static_below() -> None: ...
+
+    @property
+    @memorize
+    def size(self) -> None: ...
+
+    class Inner:
+        @memorize
+        def method(self) -> None: ...
+
+
+@memorize
+def redefined() -> int:
+    return 1
+
+
+the_first = redefined
+
+
+@memorize
+def redefined() -> int:  # type: ignore[no-redef]
+    return 2
+
+
+AT_THEIR_ADDRESS = [
+    plain,
+    between.__wrapped__,
+    Shop.method,
+    vars(Shop)["class_above"],
+    Shop.class_below.func,
+    Shop.static_above,
+    Shop.static_below,
+    Shop.size.fget,  # type: ignore[attr-defined]
+    Shop.Inner.method,
+    redefined,
+]
+
+
+@pytest.mark.parametrize("function", AT_THEIR_ADDRESS, ids=lambda function: function.name)
+def test_the_one_function_at_its_address_is_shared_by_this(function: Any) -> None:
+    assert function.store_name() == function.name == f"{__name__}.{function.__qualname__}"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **name: memorize(60, **name)(functools.partial(fetch, "users")),
+        lambda **name: memorize(60, **name)(fetch),
+        lambda **name: memorize(60, **name)(Table()),
+        lambda **name: memorize(60, **name)(Table().__call__),
+        lambda **name: memorize(60, **name)(lambda: None),
+        lambda **name: memorize(60, **name)(str.upper),
+    ],
+)
+def test_what_is_not_is_shared_only_by_a_name_of_its_own(make: Callable[..., Any]) -> None:
+    assert "<" in make().store_name()
+    name = f"shared {next(numbers)}"
+    assert make(name=name).store_name() == name
+
+
+numbers = itertools.count()
+
+
+def test_a_method_that_an_object_memorizes_and_a_function_that_was_redefined_are_not_shared() -> None:
+    assert "<" in Table().row.store_name()  # type: ignore[attr-defined]
+    assert "<" in the_first.store_name()
+
+
+def test_a_second_function_of_a_name_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    name = f"twice {next(numbers)}"
+    one = memorize(name=name)(lambda: 1)
+    assert not caplog.records
+    two, three = memorize(name=name)(lambda: 2), memorize(name=name)(lambda: 3)
+    assert [f"called {name}" in record.getMessage() for record in caplog.records] == [True]
+    assert "memorize(name=...)" in caplog.text
+    assert [one(), two(), three()] == [1, 2, 3]
+
+
+def test_the_functions_of_each_request_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    def make() -> Any:
+        @memorize
+        def inner() -> None: ...
+
+        return inner
+
+    assert len({make(), make(), memorize(lambda: 1), memorize(lambda: 2)}) == 4
+    assert not caplog.records
+
+
+# Numbers that are too large
+
+
+def test_a_duration_past_all_numbers_is_for_ever(clock: Clock) -> None:
+    source = Source()
+    with Caches(duration=10**400, stale=10**400, functions={"a": {"stale_if_error": 10**400}}, timer=clock).active():
+        rate, other = memorize(10**400)(lambda: source()), memorize(lambda: source())
+        assert [rate(), other()] == [1, 2]
+        clock.advance(1e12)
+        assert [rate(), other()] == [1, 2]
+    with pytest.raises(ValueError, match=r"duration=-1.*: must be 0 seconds or more"):
+        memorize(-(10**400))
+
+
+@pytest.mark.parametrize("wait", [math.inf, 1e300, 10**400, timedelta.max, timedelta(seconds=60), 60])
+def test_a_wait_may_be_endless(wait: Any) -> None:
+    gate = Gate()
+
+    @memorize
+    def rate() -> int:
+        gate.stop()
+        return 1
+
+    with Caches(wait=wait).active():
+        asked = [Asked(rate)]
+        gate.reached()
+        asked.append(Asked(rate))
+        wait_until(lambda: rate.info().waits == 1, what="the second caller")
+        gate.open()
+        assert [each.answer() for each in asked] == [1, 1]
+        store = CachetoolsStore("rate", 8, time.monotonic)
+        claim = store.claim((1,), wait.total_seconds() if isinstance(wait, timedelta) else wait)
+        assert store.settle((1,), claim, None)
+
+
+@pytest.mark.parametrize(("wait", "error"), [("60", TypeError), (-1, ValueError), (math.nan, ValueError)])
+def test_a_wait_that_will_not_do_is_named(wait: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"wait={wait!r}: must be"):
+        Caches(wait=wait)
+
+
+# Calls outside of an application
+
+
+@pytest.fixture
+def outside() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """Calls a function in a context without an application."""
+    others = [reference() for reference in functions.outside._applications.values()]
+    for caches in others:
+        if caches:
+            caches.close()
+    yield lambda call: contextvars.Context().run(call)
+    for caches in others:
+        if caches:
+            caches.serve()
+
+
+@pytest.mark.usefixtures("caches")
+def test_outside_of_the_only_application_its_caches_are_used(outside: Any) -> None:
+    source = Source()
+    rate = memorize(lambda: source())
+    application = Caches()
+    application.serve()
+    with application.active():
+        assert rate() == 1
+    assert outside(rate) == 1
+    outside(rate.invalidate)
+    with application.active():
+        assert rate() == 2
+    assert outside(rate.info).misses == 2
+    outside(rate.clear)
+    assert Asked(lambda: outside(rate)).answer() == 3
+    with application.active():
+        assert rate() == 3
+
+
+def test_outside_of_several_a_change_is_refused_and_a_computation_is_told_once(
+    outside: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source()
+    rate = memorize(lambda: source())
+    applications = [Caches(), Caches()]
+    for application in applications:
+        application.serve()
+    for change in (rate.invalidate, rate.clear, rate.info):
+        with pytest.raises(RuntimeError, match=r"this process has 2 of them: call it `with caches\.active\(\):`"):
+            outside(change)
+    functions.outside._told = False
+    assert [outside(rate), outside(rate)] == [1, 1]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "caches.active()" in caplog.text
+    applications[0].close()
+    applications[0].close()
+    outside(rate.invalidate)
+    with applications[1].active():
+        assert rate() == 2
+    assert outside(rate) == 2
+    del application, applications  # an application that is gone is no application
+    gc.collect()
+    assert outside(rate) == 1, "the process's own value"
+
+
+def test_the_word_of_the_web_framework_comes_first(outside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    rate = memorize(lambda: source())
+    applications = [Caches(), Caches()]
+    for application in applications:
+        application.serve()
+    monkeypatch.setattr(functions.outside, "in_request", lambda: applications[1])
+    assert outside(rate) == 1
+    outside(rate.invalidate)
+    assert outside(rate) == 2
+    assert [len(each.info()) for each in applications] == [0, 1]
+    for application in applications:
+        application.close()

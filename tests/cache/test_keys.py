@@ -7,11 +7,12 @@ import decimal
 import enum
 import functools
 import gc
+import sys
 import uuid
 import weakref
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -303,6 +304,183 @@ def test_keys_are_equal_where_types_and_values_are(one: Any, other: Any) -> None
     assert (key(ordinary, one) == key(ordinary, other)) == (typed(one) == typed(other))
     if key(ordinary, one) == key(ordinary, other):
         assert hash(key(ordinary, one)) == hash(key(ordinary, other))
+
+
+# What is no part of a key
+
+
+def query(request: Any, item: Any, *, dbsession: Any, currency: Any = "EUR") -> None: ...
+
+
+def gathering(item: Any, *rest: Any, **more: Any) -> None: ...
+
+
+def test_ignored_parameters_are_no_part_of_the_key() -> None:
+    signature = Signature(query, ignore=("request", "dbsession"))
+    ways = [
+        signature.values((Plain(), 1), {"dbsession": Plain()}),
+        signature.values((Plain(), 1), {"dbsession": Plain()}),
+        signature.values((), {"item": 1, "request": Plain(), "dbsession": None, "currency": "EUR"}),
+    ]
+    assert {key_of(values) for values in ways} == {key_of((1, "EUR"))}
+    with pytest.raises(TypeError, match=r"query\(\): missing a required argument: 'dbsession'"):
+        signature.values((Plain(), 1), {})
+
+
+def test_what_is_ignored_may_be_missing_where_a_value_is_forgotten() -> None:
+    signature = Signature(query, ignore=("request", "dbsession"))
+    kept = signature.values((Plain(), 1), {"dbsession": Plain(), "currency": "USD"})
+    assert signature.values_to_forget((), {"item": 1, "currency": "USD"}) == kept
+    assert signature.values_to_forget((None, 1), {"currency": "USD"}) == kept
+    for args, kwargs in (((), {}), ((1,), {}), ((), {"item": 1, "tax": 2})):
+        with pytest.raises(TypeError, match=r"^query\(\): "):
+            signature.values_to_forget(args, kwargs)
+    with pytest.raises(TypeError, match="missing a required argument"):
+        Signature(query).values_to_forget((), {"item": 1})
+
+
+def test_variable_parameters_are_ignored_by_their_name_or_by_a_keyword() -> None:
+    by_keyword = Signature(gathering, ignore=["dbsession"])
+    assert by_keyword.values((1, 2), {"dbsession": 3, "a": 4}) == by_keyword.values((1, 2), {"a": 4})
+    assert Signature(gathering, ignore=["rest"]).values((1, 2), {}) == Signature(gathering).values((1,), {})
+    assert Signature(gathering, ignore=["more"]).values((1,), {"a": 2}) == (1,)
+
+
+def test_the_object_of_a_method_may_be_ignored() -> None:
+    signature = Signature(query, method=True, ignore="request")
+    assert signature.values((Plain(), 1), {"dbsession": 2}) == (1, 2, "EUR")
+
+
+def test_what_is_ignored_must_be_a_parameter() -> None:
+    with pytest.raises(
+        ValueError, match=r"ignore=\['dbsesion'\]: query\(\) has no such parameters; it has request, item"
+    ):
+        Signature(query, ignore=("request", "dbsesion"))
+
+
+# Large arguments
+
+
+def size(found: Any) -> int:
+    """Roughly the bytes that a key holds."""
+    if isinstance(found, tuple | frozenset):
+        return sum(map(size, found))
+    return 0 if isinstance(found, type) else sys.getsizeof(found)
+
+
+LARGE: dict[str, Callable[[int], Any]] = {
+    "list": lambda last: [*range(99_999), last],
+    "texts": lambda last: [f"text {number}" for number in range(9_999)] + [str(last)],
+    "floats": lambda last: [number / 2 for number in range(9_999)] + [float(last)],
+    "mixed": lambda last: [None, "a", 1.5, b"b"] * 2_500 + [last],
+    "tuple": lambda last: (*range(9_999), last),
+    "set": lambda last: {*range(9_999), -last},
+    "frozenset": lambda last: frozenset([*map(str, range(9_999)), f"last {last}"]),
+    "dict": lambda last: {**{str(number): number for number in range(9_999)}, "last": last},
+    "nested": lambda last: [[[last, number]] * 20 for number in range(500)],
+    "small in many": lambda last: {number: [str(number), last] for number in range(900)},
+    "text": lambda last: "a" * 100_000 + str(last),
+    "bytes": lambda last: b"a" * 100_000 + str(last).encode(),
+    "bytearray": lambda last: bytearray(b"a" * 100_000 + str(last).encode()),
+    "dataclass": lambda last: Mutable([*range(9_999), last]),
+    "frozen dataclass": lambda last: Frozen((*range(9_999), last)),
+    "text in a dataclass": lambda last: Mutable({"a": "a" * 100_000 + str(last)}),
+    "deque": lambda last: deque([*range(9_999), last]),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_of_a_large_argument_the_key_has_a_digest(what: str) -> None:
+    make = LARGE[what]
+    found = key(ordinary, make(1))
+    assert size(found) < 5_000
+    assert found == key(ordinary, make(1))
+    assert found != key(ordinary, make(2))
+    assert type(make(1)) is type(make(2))
+
+
+def test_many_arguments_are_one_digest_and_no_call_with_one() -> None:
+    many = tuple(range(9_999))
+    found = key(gathering, *many)
+    assert size(found) < 1_000
+    assert found == key(gathering, *many)
+    assert len({found, key(gathering, *many, 1), key(gathering, many), key(gathering, list(many))}) == 4
+
+
+def test_a_large_list_of_what_has_no_digest_counts_by_what_is_in_it() -> None:
+    things = [Plain() for _ in range(2_000)]
+    assert key(ordinary, things) == key(ordinary, list(things))
+    assert key(ordinary, things) != key(ordinary, things[:-1])
+
+
+def test_small_and_large_are_told_apart() -> None:
+    from pushdemo.cache.keys import LARGE as LIMIT
+
+    keys = [key(ordinary, [1] * number) for number in (LIMIT - 1, LIMIT, LIMIT + 1, LIMIT + 2)]
+    assert len(set(keys)) == 4
+
+
+# Equal objects that are not identical
+
+
+def twice() -> list[str]:
+    """Two equal texts that are two objects."""
+    return ["".join(["d", "e"]), "".join(["d", "e"])]
+
+
+class Comparing:
+    """Compares by its attributes, and cannot be hashed."""
+
+    def __init__(self, one: Any, two: Any) -> None:
+        self.one, self.two = one, two
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Comparing) and vars(other) == vars(self)
+
+
+@dataclass
+class Noted:
+    x: Any
+    note: str = field(default="", compare=False)
+
+
+def same(make: Callable[..., Any]) -> tuple[Any, Any]:
+    """Equal values: of one text twice, and of two texts."""
+    one = twice()[0]
+    return make(one, one), make(*twice())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one, two: Mutable([one, two]),
+        lambda one, two: Mutable(Mutable((one, two))),
+        lambda one, two: [Mutable(one), Frozen(two)],
+        Comparing,
+        lambda one, two: OrderedDict(a=one, b=two),
+        lambda one, two: {"a": Comparing(one, two)},
+        lambda one, two: slice(one, two),
+        lambda one, two: deque([one, two]),
+        lambda one, two: UserDict(a=one, b=two),
+        lambda one, two: Counter([one, two]),
+    ],
+)
+def test_equal_objects_of_equal_parts_have_one_key(make: Callable[..., Any]) -> None:
+    one, other = same(make)
+    assert one == other
+    assert key(ordinary, one) == key(ordinary, other)
+
+
+def test_fields_that_do_not_compare_do_not_count() -> None:
+    assert Noted(1, "a") == Noted(1, "b")
+    assert key(ordinary, Noted(1, "a")) == key(ordinary, Noted(1, "b")) != key(ordinary, Noted(2, "a"))
+
+
+def test_what_contains_itself_has_a_key() -> None:
+    loops: list[list[Any]] = [[], []]
+    for loop in loops:
+        loop.append(loop)
+    assert key(ordinary, loops[0]) == key(ordinary, loops[1])
 
 
 def test_keys_leave_no_cycles() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
+import subprocess
 import sys
 import threading
 import traceback
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ import pytest
 
 from pushdemo.cache.memorize import Caches, Memorized, memorize
 from tests.cache.support import Asked, Clock, Gate, together
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, ROOT, in_child, wait_until
 
 CROWD = 100
 
@@ -533,3 +536,171 @@ def test_under_stress_nobody_gets_what_was_invalidated_before_he_asked(clock: Cl
         for each in asked:
             each.answer()
     assert not failures, failures[:5]
+
+
+# Forks
+
+
+def test_a_child_forked_while_a_thread_computes_begins_without_flights(clock: Clock, gate: Gate) -> None:
+    @memorize
+    def table(item: int) -> int:
+        if item == 1 and os.getpid() == parent:
+            gate.stop()
+        return item
+
+    parent = os.getpid()
+    table(2)
+    slow = Asked(lambda: table(1))
+    gate.reached()
+    assert in_child(lambda: [table(1), table(1), table(2), table.info()[:3]]) == [1, 1, 2, (2, 3, 0)]
+    gate.open()
+    assert slow.answer() == 1
+    assert table.info()[:2] == (0, 2)
+
+
+def test_a_child_forked_in_the_middle_of_a_computation_computes_too() -> None:
+    @memorize
+    def parallel(item: int) -> Any:
+        if os.getpid() == parent:
+            return in_child(lambda: (parallel(item), parallel(item)))
+        return item
+
+    parent = os.getpid()
+    assert parallel(1) == parallel(1) == (1, 1)
+    assert parallel.info()[:2] == (1, 1)
+
+
+def test_a_child_has_fresh_locks_and_a_whole_cache(caches: Caches) -> None:
+    @memorize(maxsize=2)
+    def rate(item: int) -> int:
+        return item
+
+    rate(1)
+    cache = caches.open(rate)
+    store: Any = cache._store
+    store._whole = False  # as where another thread is in the middle of a change
+    held = threading.Event()
+    done = threading.Event()
+
+    def hold() -> None:
+        with cache._lock, caches._lock, store._changed, store._changing:
+            held.set()
+            done.wait(PATIENCE)
+
+    holding = Asked(hold)
+    assert held.wait(PATIENCE)
+
+    def ask() -> Any:
+        other = memorize(lambda: 7)
+        found = [rate(1), rate(2), rate(3), other(), rate.info().size]
+        rate.clear()
+        return [*found, rate.info().size]
+
+    assert in_child(ask) == [1, 2, 3, 7, 2, 0]
+    done.set()
+    holding.answer()
+
+
+def test_a_computation_that_ends_in_the_child_takes_no_claim_of_the_child() -> None:
+    @memorize
+    def rate() -> int:
+        nonlocal child
+        if os.getpid() == parent and child is None:
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:  # goes on as a child
+                os.close(reader)
+                pipe = writer
+                assert rate() == 2
+                outcome.append(pipe)
+                return 3
+            os.close(writer)
+            with open(reader, "rb") as data:
+                assert data.read() == b"3, then 2"
+            os.waitpid(child, 0)
+            return 1
+        return 2
+
+    parent = os.getpid()
+    child: int | None = None
+    outcome: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        value = rate()
+    if os.getpid() != parent:
+        os.write(outcome[0], f"{value}, then {rate()}".encode())
+        os._exit(0)
+    assert value == rate() == 1
+
+
+# Interrupts
+
+INTERRUPTED = """
+import os, signal, sys
+from pushdemo import memorize
+from pushdemo.cache import Caches, canonical
+
+class Interrupt(BaseException):
+    pass
+
+FOLDERS = os.path.dirname(canonical.__file__), os.path.dirname(__import__("cachetools").__file__)
+OTHERS = "threading.py", "weakref.py"
+interrupts = 0
+places = set()
+
+def handler(number, frame):
+    global interrupts
+    file = frame.f_code.co_filename
+    if file.startswith(FOLDERS) or file.endswith(OTHERS):
+        interrupts += 1
+        places.add((file, frame.f_lineno))
+        raise Interrupt
+
+@memorize(60, maxsize=16)
+def value(number):
+    return number
+
+signal.signal(signal.SIGALRM, handler)
+with Caches(wait=0.5).active():
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.00003)
+    while interrupts < 5000:
+        try:
+            for number in range(20):
+                assert value(number) == number
+                value.invalidate(number)
+                assert value(number) == number
+            value.clear()
+        except Interrupt:
+            pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert [value(number) for number in range(20)] == list(range(20))
+    assert value.info().size == 16
+    assert len(places) > 30, places
+"""
+
+
+def test_no_interrupt_of_thousands_leaves_a_key_locked() -> None:
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+
+
+class Interrupt(BaseException):
+    """What a signal raises in the main thread."""
+
+
+def test_who_waits_for_an_interrupted_computation_computes(gate: Gate) -> None:
+    calls = []
+
+    @memorize
+    def rate() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            gate.stop()
+            raise Interrupt
+        return 2
+
+    asked = together(6, rate)
+    all_wait(rate, 5)
+    gate.open()
+    assert Counter(type(each.error()) for each in asked) == {Interrupt: 1, type(None): 5}
+    assert len(calls) == 2
