@@ -63,7 +63,7 @@ def pushing(ini: Mapping[str, object] | None = None, port: int = 0, **topics: Ma
 
 
 class Event(NamedTuple):
-    """One thing that a client is told. `kind` is message, heartbeat, reset, failing, retry or end.
+    """One thing that a client is told. `kind` is message, heartbeat, begin, reset, failing, retry or end.
 
     `id` is what it is to come back with: a message's own, or what a reset says.
     """
@@ -135,6 +135,8 @@ def multipart(found: Answer) -> Iterator[Event]:
             fields[name] = value
             if name in ("X-Heartbeat", "X-Reset", "X-Failing"):
                 yield Event(name.removeprefix("X-").lower(), fields.pop("X-Last-Event-Id", ""))
+            elif name == "Content-Type" and "X-Last-Event-Id" in fields:
+                yield Event("begin", fields.pop("X-Last-Event-Id"))
             elif name == "X-Retry":
                 yield Event("retry", content=int(value))
             continue
@@ -160,7 +162,7 @@ def sse(found: Answer) -> Iterator[Event]:
     The stream begins with the ordinary `retry`. A later one says that the server goes. A notice's data is JSON that
     names the id to come back with, as the event does where it has an id of its own.
     """
-    id, own, name, data = "", "", "", list[str]()  # `own`: the event's own id, where it has one
+    id, own, name, topic, data = "", "", "", "", list[str]()  # `own`: the event's own id, where it has one
     *lines, _ = re.split("\r\n|\r|\n", found.body.decode(errors="replace"))
     if lines:
         assert re.fullmatch("retry: [0-9]+", lines.pop(0))
@@ -169,12 +171,12 @@ def sse(found: Answer) -> Iterator[Event]:
         value = value.removeprefix(" ")
         if not line:
             if data:
-                if name in ("reset", "failing", "end"):
+                if name in ("begin", "reset", "failing", "end"):
                     assert json.loads("\n".join(data))["last_event_id"] == own or not own
                     yield Event(name, own)
                 else:
-                    yield Event("message", id, "\n".join(data), name)
-            name, data, own = "", [], ""
+                    yield Event("message", id, "\n".join(data), topic or name)
+            name, topic, data, own = "", "", [], ""
         elif field == "":
             if value == "heartbeat":
                 yield Event("heartbeat")
@@ -182,6 +184,8 @@ def sse(found: Answer) -> Iterator[Event]:
             id = own = value
         elif field == "event":
             name = value
+        elif field == "topic":
+            topic = value
         elif field == "data":
             data.append(value)
         elif field == "retry":
@@ -211,7 +215,8 @@ def longpoll(found: Answer) -> Iterator[Event]:
     if fields.get("reset"):
         yield RESET
     for message in fields["messages"]:
-        yield Event("message", **message)
+        whole = message is fields["messages"][-1] and "topic" in message  # then the answer's own id covers all topics
+        yield Event("message", **(message | {"id": fields["last_event_id"]} if whole else message))
     assert (fields["state"] == "ready") == bool(fields["messages"] or fields.get("reset"))
     assert fields["state"] != "failing" or (fields["failing"] and not fields["messages"])
     if fields.get("failing"):
@@ -227,6 +232,7 @@ def longpoll(found: Answer) -> Iterator[Event]:
 EVENTS: dict[str, Callable[[Answer], Iterator[Event]]] = {
     "multipart": multipart,
     "sse": sse,
+    "sse&ids=topic": sse,
     "jsonlines": jsonlines,
     "longpoll": longpoll,
 }
@@ -263,6 +269,7 @@ class Reader:
 
     def start(self) -> Reader:
         """Connect and ask."""
+        self._keep_answer()
         if self.client is None:
             self.client = Client(self.port)
         self.raw, self.events, self.seen = b"", [], 0
@@ -291,16 +298,29 @@ class Reader:
             if self.client is None:
                 self.start()
             while self.seen < len(self.events):
-                event = self.events[self.seen]
+                event = self._kept(self.events[self.seen])
                 self.seen += 1
-                self.last = event.id or self.last
-                if event.kind != "heartbeat" or heartbeats:
+                if event.kind not in ("heartbeat", "begin") or (heartbeats and event.kind == "heartbeat"):
                     return event
             found = answer(self.raw)
             if self.transport == "longpoll" and found and found.whole:
-                self.last = json.loads(found.body)["last_event_id"] or self.last
                 self.start()
             self._read()
+
+    def _keep_answer(self) -> None:
+        """Come back with the id of a long poll's answer, once all that is in it has been taken."""
+        found = answer(self.raw)
+        if self.transport == "longpoll" and found and found.whole and self.seen == len(self.events):
+            self.last = json.loads(found.body)["last_event_id"] or self.last
+
+    def _kept(self, event: Event) -> Event:
+        """The event with the id to come back with: that of its topic goes among those of the others."""
+        if event.topic and event.id and ":" not in event.id:
+            others = (part for part in (self.last or "").split(",") if ":" in part)
+            ids = dict(part.split(":", 1) for part in others) | {event.topic: event.id}
+            event = event._replace(id=",".join(f"{topic}:{id}" for topic, id in sorted(ids.items())))
+        self.last = event.id or self.last
+        return event
 
     def take(self, count: int) -> list[Event]:
         """The next `count` events, heartbeats not counted."""

@@ -1,43 +1,114 @@
-"""What holds clients and what is held, as the hub and the modules of its clients see each other."""
+"""A parked client's connection: its socket, and what the socket has not taken yet. The loop's thread's alone.
+
+A connection is in one of three states:
+
+- open, with nothing left to send: the loop reports when the client leaves, or sends something;
+- open, with a `rest`: the loop reports as well when the socket can be written. Nothing else may be written to it until
+  the rest is taken, or two messages would be mixed up;
+- closed: it is in no table, and no later report of this turn means it any more.
+
+`send_rest` moves it between the first two, `drop` to the last.
+"""
 
 from __future__ import annotations
 
-import selectors
 import socket
-from collections.abc import Callable, Hashable
-from typing import Protocol
+from contextlib import suppress
 
-from pushdemo.delivery.sending import Sender
-
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+from pushdemo.delivery.loop import READ, WRITE, Loop
+from pushdemo.delivery.sending import FAILED, offer
 
 
-class Held(Protocol):
-    """What a selector's key has as its data."""
+class Connection:
+    """What streams, long polls and pulled bodies have in common."""
+
+    __slots__ = ("loop", "open", "progress", "rest", "sock", "writing")
+
+    while_writing = READ | WRITE  # what the loop reports while there is a rest
+
+    def __init__(self, loop: Loop, sock: socket.socket, unsent: bytes) -> None:
+        self.loop = loop
+        self.sock = sock
+        self.rest: bytes | memoryview = unsent
+        self.writing = False  # whether the loop reports that the socket can be written
+        self.progress = loop.clock()  # when the socket last took something
+        self.open = True
+        loop.selector.register(sock, READ, self)
+
+    # -- what a subclass says
+
+    def taken(self) -> None:
+        """The socket has taken the whole rest."""
+
+    def gone(self) -> None:
+        """The connection has been dropped."""
+
+    # -- what they share
 
     def ready(self, events: int) -> None:
-        """The socket can be read (or the client has left), or written."""
+        """The socket can be written, or the client has left or sends what nobody asked for."""
+        if not self.open:  # dropped earlier in this turn
+            return
+        if events & WRITE:
+            if self.send_rest():
+                self.taken()
+        elif self.has_left():
+            self.drop()
+
+    def send_rest(self) -> bool:
+        """Send what is left; whether that was all. A client that is gone is dropped."""
+        if self.rest:
+            sent = offer(self.sock, self.rest)
+            if sent == FAILED:
+                self.drop()
+                return False
+            if sent:
+                self.progress = self.loop.clock()
+            self.rest = memoryview(self.rest)[sent:] if sent < len(self.rest) else b""
+        self.watch()
+        return not self.rest
+
+    def watch(self) -> None:
+        """Have the loop report when the socket can be written, as long as there is a rest."""
+        if bool(self.rest) != self.writing:
+            self.writing = not self.writing
+            self.loop.selector.modify(self.sock, self.while_writing if self.writing else READ, self)
+
+    def unwatch(self) -> None:
+        """Have the loop report nothing more."""
+        with suppress(KeyError):  # it does not any more: see Poll.has_left
+            self.loop.selector.unregister(self.sock)
+
+    def stalled(self, now: float, timeout: float) -> bool:
+        """Whether the client has taken nothing of the rest for `timeout` seconds."""
+        return bool(self.rest) and now - self.progress >= timeout
+
+    def has_left(self) -> bool:
+        """Read and forget what a client sends that has nothing to say; whether that is its farewell."""
+        try:
+            return not self.sock.recv(65_536)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def farewell(self, data: bytes) -> None:
+        """Say why the connection ends, unless that would be in the middle of something else, and drop it."""
+        if self.open and not self.rest:
+            say_goodbye(self.sock, data)
+        self.drop()
+
+    def drop(self) -> None:
+        """The client is gone, or is to go. What follows the first call does nothing."""
+        if self.open:
+            self.open = False
+            self.rest = b""
+            self.unwatch()
+            self.sock.close()
+            self.gone()
 
 
-class Holder(Protocol):
-    """What a client needs of the hub; only the hub's thread may use it, but for `call`."""
-
-    clock: Callable[[], float]  # seconds
-    selector: selectors.BaseSelector
-    sender: Sender
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Have the hub's thread call `function`. For any thread."""
-
-    def emptied(self, held: Hashable) -> None:
-        """It may hold nobody any more."""
-
-
-def has_left(sock: socket.socket) -> bool:
-    """Read and forget what a client sends that has nothing to say; whether that is its farewell."""
-    try:
-        return not sock.recv(65_536)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+def say_goodbye(sock: socket.socket, data: bytes) -> None:
+    """Send the last bytes of a connection, as far as the socket takes them at once."""
+    with suppress(OSError):
+        sock.send(data)

@@ -1,89 +1,166 @@
-"""What the hub holds of a topic: its streaming clients, in groups that are written the same bytes, and its long polls.
+"""A topic's clients in the hub: its streams, in groups that are written the same bytes, and its long polls.
 
-Everyone in a group's `current` has all entries up to the feed's position; a message is one non-blocking `send` for
-each. A client whose socket is full goes on from its own position when it can be written again. All of this is the
-hub's thread's alone.
+Theory of operation. A `Feed` is one topic in the hub; `position` is that of the last entry that it has delivered. A
+`Stream` is a client with a cursor in each of its topics, and so in one group of each of their feeds. It is
+
+- current: it has, or is about to be written, all that its feeds have delivered, and stands in `current` of all its
+  groups. Its cursors are not moved: they are where the feeds are;
+- behind: its socket has not taken all of its `rest`. It stands in `behind` of all its groups, its cursors are its own,
+  and it is given entry after entry as its socket takes them;
+- closed: in no group.
+
+It begins alone (`start`), as if it were behind. `advance` makes it current when it has everything; `keep` puts it
+behind when its socket does not take a message whole; `drop` closes it, when the client leaves, fails to read for too
+long, or the server stops; and so does the end of its last topic, once it has everything.
+
+Bytes reach a current stream in two ways. A message to a group of many is sent to all of them at once, from one object.
+For a group of few, the bytes wait in the hub's `Outbox` until the end of the turn, and go with those for other groups
+in one system call. What may never happen:
+
+- something is written to a stream with a rest: it is in no `current`, and the outbox is emptied before a stream leaves
+  `current` alive, or is written to by any other way;
+- a stream is current in one of its feeds and not in another;
+- a feed is before the cursor of a stream that joins it: `advance` has it deliver first;
+- a closed stream's socket is sent to: its descriptor may be another's by then. `drop` takes it out of the outbox.
+
+All of this is the hub's thread's alone.
 """
 
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Protocol
 
-from pushdemo import transports
-from pushdemo.delivery.connection import READ, WRITE, Holder, has_left
-from pushdemo.delivery.sending import FAILED, Sockets, offer
-from pushdemo.delivery.subscription import Subscription, retry_hint
+from pushdemo.delivery import sending
+from pushdemo.delivery.connection import Connection, say_goodbye
+from pushdemo.delivery.loop import WRITE, Loop
+from pushdemo.delivery.metrics import Tally
+from pushdemo.delivery.sending import FAILED, Sockets, offer, send
+from pushdemo.delivery.subscription import Cursor, LongPoll, Pace, Subscription, retry_hint
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
-from pushdemo.transports.framing import Frame, ending
+from pushdemo.transports import Format
 
 
-class Waiting(Protocol):
-    """A long poll that waits in a feed; delivery/poll.py has it."""
+class Outbox:
+    """What a turn of the hub has for streams in small groups: sent by one system call where the kernel can do that."""
 
-    deadline: float
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._waiting: dict[Stream, bytes] = {}
 
-    def answer(self) -> None:
-        """Answer, if there is something to say."""
+    def add(self, stream: Stream, data: bytes) -> None:
+        """Send `data` to a current stream, after what already waits for it."""
+        waiting = self._waiting.setdefault(stream, data)
+        if waiting is not data:
+            self._waiting[stream] = waiting + data
 
-    def expire(self) -> None:
-        """Nothing has come in time."""
+    def discard(self, stream: Stream) -> None:
+        """Forget what waits for a stream that is closed."""
+        self._waiting.pop(stream, None)
 
-    def finish(self) -> None:
-        """The server stops."""
+    def flush(self) -> None:
+        """Send all that waits."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
+        data = list(waiting.values())
+        try:
+            taken = self._loop.sender.send_all([stream.sock for stream in waiting], data)
+        except BaseException:  # who has taken what is lost: they come back, and say what they have
+            for stream in waiting:
+                stream.drop()
+            raise
+        if taken != list(map(len, data)):
+            for (stream, each), sent in zip(waiting.items(), taken, strict=True):
+                if sent != len(each):
+                    stream.keep(each, sent)
 
 
 class Feed:
-    """A topic in the hub. `position` is how far it has been delivered."""
+    """A topic in the hub."""
 
-    __slots__ = ("groups", "hub", "polls", "position", "topic")
+    __slots__ = ("_last", "_over", "groups", "loop", "outbox", "polls", "position", "topic")
 
-    def __init__(self, hub: Holder, topic: Topic) -> None:
-        self.hub = hub
+    def __init__(self, loop: Loop, outbox: Outbox, topic: Topic) -> None:
+        self.loop = loop
+        self.outbox = outbox
         self.topic = topic
         self.position = topic.head
-        self.groups: dict[tuple[str, Frame], Group] = {}
-        self.polls: dict[Waiting, None] = {}  # in the order of their deadlines
+        self.groups: dict[Format, Group] = {}
+        self.polls: dict[Poll, None] = {}  # in the order of their deadlines
+        self._last: Message | None = None  # the last entry that was delivered
+        self._over = False  # the streams have been told that the topic has ended
 
-    def group(self, subscription: Subscription, frame: Frame) -> Group:
-        """The clients that are written the same bytes as this one."""
-        key = (subscription.transport.name, frame)
-        if key not in self.groups:
-            self.groups[key] = Group(self, subscription, frame)
-        return self.groups[key]
+    @property
+    def late(self) -> bool:
+        """Whether the topic has more than was delivered."""
+        return self.position < self.topic.head
 
-    def deliver(self) -> None:
-        """Write everyone what has come since; answer the polls; end what has ended."""
-        ended = self.topic.ended  # asked first: what was said right before the end is then up to `head`
-        before, head = self.position, self.topic.head  # what comes meanwhile is another turn's, and others come first
+    @property
+    def empty(self) -> bool:
+        """Whether it has no clients. Forgets groups that have none."""
+        for format in [format for format, group in self.groups.items() if not group.current and not group.behind]:
+            del self.groups[format]
+        return not self.groups and not self.polls
+
+    def group(self, cursor: Cursor, pace: Pace, format: Format) -> Group:
+        """The streams that are written the same bytes as the client with this cursor."""
+        group = self.groups.get(format)
+        if group is None:
+            group = self.groups[format] = Group(self, cursor.tally, pace, format)
+        return group
+
+    def reach(self, position: int) -> bool:
+        """Deliver what a client at `position` has already; whether the topic has ended, and all of it is delivered."""
+        ended, head = self.topic.reached()
+        if self.position < (head if ended else position):
+            self.deliver()
+        return ended
+
+    def deliver(self, most: int | None = None) -> None:
+        """Write everyone what has come since, at most so many entries; answer the polls; end what has ended."""
+        ended, head = self.topic.reached()  # what comes meanwhile is another turn's, and others come first
+        before = self.position
+        if most is not None:
+            head = min(head, before + most)
         while self.position < head:
             message, gap = self.topic.following(self.position)
             assert message is not None
+            if any(len(group.current) >= sending.MANY for group in self.groups.values()):
+                self.outbox.flush()  # before the position moves: who is put behind by that has yet to get this entry
             self.position = message.position
             for group in self.groups.values():
                 if group.current:
-                    group.write(group.encoded(message, gap), message, gap)
+                    group.write_entry(message, gap)
+            self._forget_encoded(message)
         if ended or self.position > before:
             for poll in list(self.polls):
                 poll.answer()
-        if ended:
-            for group in self.groups.values():
-                while group.current:
-                    client = next(reversed(group.current))
-                    client.go_on_alone()
-                    client.advance()
+        if ended and not self.late and not self._over:
+            self._over = True
+            self._end()
+
+    def _forget_encoded(self, message: Message) -> None:
+        """The last entry keeps its bytes for those who come now; the one before only while somebody is behind."""
+        last, self._last = self._last, message
+        if last is not None and not any(group.behind for group in self.groups.values()):
+            last.forget_encoded()
+
+    def _end(self) -> None:
+        """The topic has ended: so do the streams that have no other."""
+        for group in self.groups.values():
+            for stream in list(group.current):
+                self.outbox.flush()  # another feed may have delivered what a stream before this one has yet to get
+                if stream in group.current and stream.ended:
+                    stream.leave_current()
+                    stream.advance()
 
     def sweep(self, now: float) -> None:
-        """Drop who does not read, keep quiet streams alive, answer the polls whose time is over."""
+        """Close streams that do not read, keep quiet ones alive, answer the polls whose time is over."""
         for group in self.groups.values():
-            for client in list(group.behind):
-                if now - client.progress >= group.pace.stall_timeout:
-                    group.tally.closed_stalled()
-                    client.drop()
-            if group.current and now - group.written >= group.pace.heartbeat:
-                group.write(group.frame(group.transport.notice("heartbeat")))
+            group.sweep(now)
         for poll in list(self.polls):
             if poll.deadline > now:
                 break
@@ -92,169 +169,293 @@ class Feed:
     def finish(self) -> None:
         """The server stops: everyone is told, and let go."""
         self.deliver()
+        self.outbox.flush()
         for group in self.groups.values():
-            for client in list(group.current):
-                with suppress(OSError):
-                    client.sock.send(ending(group.frame, group.transport.retry(retry_hint())))
-                client.drop()
-            for client in list(group.behind):
-                client.drop()
+            for stream in [*group.current, *group.behind]:
+                stream.farewell(group.format.ending(group.format.transport.retry(retry_hint())))
         for poll in list(self.polls):
             poll.finish()
-
-    def tidy(self) -> bool:
-        """Forget groups without clients; whether nobody is left."""
-        self.groups = {key: group for key, group in self.groups.items() if group.current or group.behind}
-        return not self.groups and not self.polls
 
 
 class Group:
     """The streams of one topic that are written the same bytes."""
 
-    __slots__ = ("behind", "current", "feed", "frame", "pace", "tally", "transport", "written")
+    __slots__ = ("behind", "current", "feed", "format", "pace", "tally", "written")
 
-    def __init__(self, feed: Feed, subscription: Subscription, frame: Frame) -> None:
+    def __init__(self, feed: Feed, tally: Tally, pace: Pace, format: Format) -> None:
         self.feed = feed
-        self.transport = subscription.transport
-        self.pace = subscription.pace
-        self.tally = subscription.tally
-        self.frame = frame
-        # Those that have everything up to the feed's position, and their sockets.
+        self.format = format
+        self.pace = pace
+        self.tally = tally
         self.current: Sockets[Stream] = Sockets()
-        self.behind: dict[Stream, None] = {}  # those whose sockets are full
-        self.written = feed.hub.clock()  # when `current` was last written to
+        self.behind: dict[Stream, None] = {}
+        self.written = feed.loop.clock()  # when `current` was last written to
 
-    def encoded(self, message: Message, reset: bool) -> bytes:
-        """The bytes of an entry with their framing, made once; a reset before it is made each time."""
-        data = message.encoded((self.transport.name, self.frame), self._encode)
-        if not reset:
-            return data
-        return self.frame(self.transport.notice("reset", after=self.feed.topic.id_at(message.position - 1))) + data
+    def entry(self, message: Message, reset: bool) -> bytes:
+        """An entry's bytes, made once for all; after the notice of a reset, where messages were missed before it."""
+        data = self.format.encode(message)
+        return self.format.notice("reset", self.feed.topic.id_at(message.position - 1)) + data if reset else data
 
-    def _encode(self, message: Message) -> bytes:
-        return self.frame(transports.encode(self.transport, message))
+    def write_entry(self, message: Message, reset: bool) -> None:
+        """Write an entry to all that are current."""
+        data, clients = self.entry(message, reset), len(self.current)
+        self._write(data)
+        self.count(len(data), clients, message, reset)
 
-    def write(self, data: bytes, message: Message | None = None, reset: bool = False) -> None:
-        """Write `data`, an entry or what keeps the stream alive, to all that are current."""
+    def count(self, size: int, clients: int, message: Message, reset: bool) -> None:
+        """So many clients are being given an entry of this size, after a reset or not."""
+        messages = clients if message.kind == "message" else 0
+        self.tally.wrote(size * clients, messages=messages, resets=clients if reset or message.kind == "reset" else 0)
+
+    def sweep(self, now: float) -> None:
+        """Close streams that do not read, and keep quiet ones alive."""
+        for stream in list(self.behind):
+            if stream.stalled(now, self.pace.stall_timeout):
+                self.tally.closed_stalled()
+                stream.drop()
+        if self.current and now - self.written >= self.pace.heartbeat:
+            self._keep_alive(now)
+
+    def _keep_alive(self, now: float) -> None:
+        """Write a heartbeat to those whose other topics are as quiet."""
+        self.feed.outbox.flush()
+        data = self.format.notice("heartbeat")
+        quiet = [stream for stream in self.current if now - stream.written >= self.pace.heartbeat]
+        if len(quiet) == len(self.current):
+            self._write(data)
+        else:
+            for stream in quiet:
+                stream.progress = now
+                self.feed.outbox.add(stream, data)
+        self.tally.wrote(len(data) * len(quiet))
+
+    def _write(self, data: bytes) -> None:
+        self.written = self.feed.loop.clock()
+        if len(self.current) < sending.MANY:
+            for stream in self.current:
+                self.feed.outbox.add(stream, data)
+            return
         size = len(data)
         try:
-            taken = self.feed.hub.sender.send_each(self.current, data)
+            taken = self.feed.loop.sender.send_each(self.current, data)
         except BaseException:  # who has taken what is lost: they come back, and say what they have
-            for client in list(self.current):
-                client.drop()
+            for stream in list(self.current):
+                stream.drop()
             raise
-        self.written = self.feed.hub.clock()
-        clients = len(taken)
-        if taken.count(size) < clients:
-            stuck = [(client, sent) for client, sent in zip(self.current, taken, strict=True) if sent != size]
-            clients -= sum(not client.keep(data, sent) for client, sent in stuck)
-        self.count(size, clients, message, reset)
-
-    def count(self, size: int, clients: int, message: Message | None, reset: bool) -> None:
-        """Count what so many clients are given, whole as soon as it is begun."""
-        kind = message.kind if message else None
-        messages = clients if kind == "message" else 0
-        self.tally.wrote(size * clients, messages=messages, resets=clients if reset or kind == "reset" else 0)
+        if taken.count(size) < len(taken):
+            for stream, sent in [each for each in zip(self.current, taken, strict=True) if each[1] != size]:
+                stream.keep(data, sent)
 
 
-class Stream:
-    """A client that is being streamed to. `rest` is what its socket has not taken yet of the bytes under way."""
+class Stream(Connection):
+    """A client that is streamed to, with a group for each of its subscription's cursors, in their order."""
 
-    __slots__ = ("group", "last", "progress", "rest", "sock", "subscription")
+    __slots__ = ("groups", "last", "subscription")
 
-    def __init__(self, sock: socket.socket, subscription: Subscription, group: Group, unsent: bytes) -> None:
-        self.sock = sock
+    def __init__(
+        self,
+        sock: socket.socket,
+        subscription: Subscription,
+        feeds: Sequence[Feed],
+        format: Format,
+        unsent: bytes,
+    ) -> None:
+        super().__init__(feeds[0].loop, sock, unsent)
         self.subscription = subscription
-        self.group = group
-        self.rest: memoryview | None = memoryview(unsent) if unsent else None
-        self.last = False  # nothing follows `rest`
-        self.progress = 0.0  # when the socket last took something of a `rest`
+        self.groups = tuple(
+            feed.group(cursor, subscription.pace, format)
+            for feed, cursor in zip(feeds, subscription.cursors, strict=True)
+        )
+        self.last = False  # nothing follows the rest
 
-    def ready(self, events: int) -> None:
-        """The socket can be written, or the client has left or sends what nobody asked for."""
-        if self.sock.fileno() < 0:  # dropped in this very turn
-            return
-        if events & WRITE:
-            self.advance()
-        elif has_left(self.sock):
-            self.drop()
+    def start(self) -> None:
+        """Send what is still unsent of the response so far, and go on."""
+        self._go_on_alone()
+        self.advance()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all its topics have."""
+        return all(group.feed.topic.ended for group in self.groups)
+
+    @property
+    def written(self) -> float:
+        """When something was last written to it, as long as it is current."""
+        first, *others = self.groups
+        return max(first.written, self.progress, *(group.written for group in others)) if others else first.written
+
+    def taken(self) -> None:
+        """The socket has taken the rest."""
+        self.advance()
 
     def advance(self) -> None:
         """Write what the client lacks, until its socket is full or it has everything and is current again."""
-        group, feed, subscription = self.group, self.group.feed, self.subscription
-        while self.rest is None or self._send_rest():
-            ended = feed.topic.ended
-            if subscription.position > feed.position or (ended and feed.position < feed.topic.head):
-                feed.deliver()  # the client has skipped to the newest entry, so must the feed; or the last is to come
-            if subscription.position < feed.position:
-                message, reset = subscription.take()
-                assert message is not None
-                self.rest = memoryview(group.encoded(message, reset))
-                group.count(len(self.rest), 1, message, reset)
-            elif ended:
-                self.rest = memoryview(ending(group.frame, subscription.end()))
+        while self.send_rest():
+            if self.last:
+                self.drop()
+                return
+            cursors = self.subscription.cursors
+            ended = [group.feed.reach(cursor.position) for group, cursor in zip(self.groups, cursors, strict=True)]
+            lacking = [
+                (cursor, group)
+                for cursor, group in zip(cursors, self.groups, strict=True)
+                if cursor.position < group.feed.position
+            ]
+            if lacking:
+                self.rest = self._next_of(lacking)
+            elif all(ended):
+                self.rest = self.groups[0].format.ending(self.subscription.end())
                 self.last = True
             else:
-                if self in group.behind:
-                    del group.behind[self]
-                    group.tally.caught_up(subscription)
-                    feed.hub.selector.modify(self.sock, READ, self)
-                group.current[self] = self.sock
+                self._become_current()
                 return
 
-    def _send_rest(self) -> bool:
-        """Send what is under way; whether the client can be given more."""
-        assert self.rest is not None
-        sent = offer(self.sock, self.rest)
-        if sent == FAILED:
-            self.drop()
-            return False
-        if sent:
-            self.progress = self.group.feed.hub.clock()
-        if sent < len(self.rest):
-            self.rest = self.rest[sent:]
-            if self not in self.group.behind:
-                self.fall_behind()
-            return False
-        self.rest = None
-        if self.last:
-            self.drop()
-        return not self.last
+    def _next_of(self, lacking: list[tuple[Cursor, Group]]) -> bytes:
+        """The next entry in the order in which they came."""
+        cursor, group = lacking[0] if len(lacking) == 1 else min(lacking, key=lambda pair: pair[0].next_time)
+        message, reset = cursor.take()
+        assert message is not None
+        data = group.entry(message, reset)
+        group.count(len(data), 1, message, reset)
+        return data
 
-    def keep(self, data: bytes, sent: int) -> bool:
-        """Keep what the socket has not taken of `data`; whether the client is still there."""
+    def _become_current(self) -> None:
+        for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
+            del group.behind[self]
+            group.tally.caught_up(cursor)
+            group.current[self] = self.sock
+
+    def _go_on_alone(self) -> None:
+        for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
+            group.behind[self] = None
+            group.tally.alone(cursor)
+
+    def leave_current(self) -> None:
+        """Go on alone, from where the feeds are."""
+        for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
+            del group.current[self]
+            cursor.position = group.feed.position
+        self._go_on_alone()
+
+    def keep(self, data: bytes, sent: int) -> None:
+        """Keep what the socket has not taken of `data`; FAILED for `sent` says that it has taken nothing."""
         if sent == FAILED:  # full, or gone
             sent = offer(self.sock, data)
         if sent == FAILED:
             self.drop()
-            return False
-        if sent < len(data):
-            self.go_on_alone()
+        elif sent < len(data):
+            self.leave_current()
             self.rest = memoryview(data)[sent:]
-            self.fall_behind()
-        return True
+            self.progress = self.loop.clock()
+            self.watch()
 
-    def go_on_alone(self) -> None:
-        """Leave those that are current, at the feed's position."""
-        del self.group.current[self]
-        self.subscription.position = self.group.feed.position
-
-    def fall_behind(self) -> None:
-        """The socket is full: the client goes on when it can be written again."""
-        hub = self.group.feed.hub
-        self.group.behind[self] = None
-        self.group.tally.alone(self.subscription)
-        self.progress = hub.clock()
-        hub.selector.modify(self.sock, READ | WRITE, self)
-
-    def drop(self) -> None:
-        """The client is gone, or is to go. What follows the first call does nothing."""
-        if self.sock.fileno() < 0:
-            return
-        self.group.current.pop(self, None)
-        self.group.behind.pop(self, None)
-        self.group.feed.hub.selector.unregister(self.sock)
-        self.sock.close()
+    def gone(self) -> None:
+        """The connection has been dropped."""
+        for group in self.groups:
+            group.current.pop(self, None)
+            group.behind.pop(self, None)
+        self.groups[0].feed.outbox.discard(self)
         self.subscription.close()
-        if not self.group.current and not self.group.behind:
-            self.group.feed.hub.emptied(self.group.feed)
+
+
+class Reply(Protocol):
+    """What a parked long poll becomes in the server's hands."""
+
+    def response(self, body: bytes) -> bytes:
+        """The whole HTTP response with this body."""
+
+    def done(self, rest: bytes) -> None:
+        """The response is written but for `rest`; the connection is the server's again."""
+
+    def gone(self) -> None:
+        """The client has left; the socket is closed."""
+
+
+class Poll(Connection):
+    """A client that waits for the answer to its long poll, until `deadline`.
+
+    What is unsent of the response before this one does not wait for the answer. The client's next request does: it
+    stays in the socket, which the server reads again when it has it back.
+    """
+
+    __slots__ = ("deadline", "feeds", "poll", "reply")
+
+    while_writing = WRITE  # not the next request
+
+    def __init__(self, sock: socket.socket, poll: LongPoll, reply: Reply, feeds: Sequence[Feed], unsent: bytes) -> None:
+        super().__init__(feeds[0].loop, sock, unsent)
+        self.poll = poll
+        self.reply = reply
+        self.feeds = feeds
+        self.deadline = self.progress + poll.pace.longpoll_timeout
+
+    def start(self) -> None:
+        """Wait, unless the answer has come meanwhile."""
+        for feed in self.feeds:
+            feed.polls[self] = None
+        self.send_rest()
+        self.answer()
+
+    def has_left(self) -> bool:
+        """Whether the client has; its next request is not looked at again."""
+        try:
+            left = not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        if not left:
+            self.unwatch()  # it would be reported for ever
+        return left
+
+    def answer(self) -> None:
+        """Answer, if there is something to say."""
+        if self.open and (body := self.poll.answer()) is not None:
+            self._reply(body)
+
+    def expire(self) -> None:
+        """Nothing has come in time."""
+        self._reply(self.poll.waiting())
+
+    def finish(self) -> None:
+        """The server stops."""
+        self._let_go()
+        send_off(self.sock, self.rest, self.poll, self.reply)
+
+    def gone(self) -> None:
+        """The connection has been dropped."""
+        self._forget()
+        self.poll.close()
+        self.reply.gone()
+
+    def _reply(self, body: bytes) -> None:
+        """Write the whole response and give the connection back."""
+        self._let_go()
+        self.poll.close()  # first: who has the answer asks again, and needs the place
+        data = b"".join((self.rest, self.reply.response(body)))
+        try:
+            sent = send(self.sock, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.sock.close()
+            self.reply.gone()
+            return
+        self.reply.done(data[sent:])
+
+    def _let_go(self) -> None:
+        self.open = False
+        self.unwatch()
+        self._forget()
+
+    def _forget(self) -> None:
+        for feed in self.feeds:
+            del feed.polls[self]
+
+
+def send_off(sock: socket.socket, unsent: bytes | memoryview, poll: LongPoll, reply: Reply) -> None:
+    """Answer a long poll because the server stops."""
+    say_goodbye(sock, b"".join((unsent, reply.response(poll.waiting(retry_hint())))))
+    sock.close()
+    poll.close()
+    reply.gone()

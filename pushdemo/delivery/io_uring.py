@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 ENTRIES = 512  # a power of two; more gain nothing, and before Linux 5.12 their memory had to be below RLIMIT_MEMLOCK
@@ -36,6 +36,8 @@ class Ring:
     """
 
     def __init__(self) -> None:
+        if ctypes.sizeof(ctypes.c_void_p) != 8:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         self._call = _system_call()
         numbers = (ctypes.c_uint32 * 30)()  # io_uring_params
         numbers[1], numbers[2] = ENTRIES, _COMPLETIONS_SIZED
@@ -57,11 +59,33 @@ class Ring:
 
         Raises OSError where the kernel does not say what has come of a send: then nobody knows who has what.
         """
-        self._order(data)
+        address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+        self._addresses[:] = memoryview(array("Q", [address]) * ENTRIES)
+        self._lengths[:] = memoryview(array("I", [len(data)]) * ENTRIES)
         left = memoryview(descriptors)
         sent: list[int] = []
         while len(sent) < len(left):
-            sent += self._batch(left[len(sent) :], len(data))
+            begin, count = self._room(len(left) - len(sent))
+            self._descriptors[begin : begin + count] = left[len(sent) : len(sent) + count]
+            sent += self._submit(begin, count, len(data))
+        return sent
+
+    def send_all(self, descriptors: array[int], data: Sequence[bytes]) -> list[int]:
+        """As `send_each`, but to each socket its own bytes. No socket may be there twice: what it does not take of the
+        first might be followed by the second.
+        """
+        left = memoryview(descriptors)
+        # In C: a tenth of what it takes to ask for each address.
+        addresses = memoryview(array("Q", bytes((ctypes.c_char_p * len(data))(*data))))
+        lengths = memoryview(array("I", map(len, data)))
+        sent: list[int] = []
+        while len(sent) < len(left):
+            at = len(sent)
+            begin, count = self._room(len(left) - at)
+            self._descriptors[begin : begin + count] = left[at : at + count]
+            self._addresses[begin : begin + count] = addresses[at : at + count]
+            self._lengths[begin : begin + count] = lengths[at : at + count]
+            sent += self._submit(begin, count)
         return sent
 
     def _share(self, numbers: ctypes.Array[ctypes.c_uint32]) -> None:
@@ -83,23 +107,19 @@ class Ring:
         came = shared[results[5] : results[5] + _RESULT_SIZE * ENTRIES]
         self._numbers, self._results = came.cast("Q")[0::2], came.cast("i")[2::4]
 
-    def _order(self, data: bytes) -> None:
-        """Have each entry send `data`, which must be kept until then."""
-        address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
-        self._addresses[:] = memoryview(array("Q", [address]) * ENTRIES)
-        self._lengths[:] = memoryview(array("I", [len(data)]) * ENTRIES)
+    def _room(self, most: int) -> tuple[int, int]:
+        """Which entries are the next, up to the array's end, and how many."""
+        begin = self._places[self._taken] % ENTRIES  # the kernel's word: whatever was left is forgotten
+        return begin, min(most, ENTRIES - begin)
 
-    def _batch(self, descriptors: memoryview, size: int) -> list[int]:
-        """Have the kernel carry out the next entries, up to the array's end, and read what came of them.
+    def _submit(self, begin: int, count: int, size: int = -1) -> list[int]:
+        """Have the kernel carry out these entries, and read what came of them. `size` is that of all, where it is one.
 
         Each entry that it takes has its result when the call returns, for none waits for anything: so entries and
         results are at the same place in their arrays at each call.
         """
         places = self._places
-        taken, read = places[self._taken], places[self._done]  # the kernel's word: whatever was left is forgotten
-        begin = taken % ENTRIES
-        count = min(len(descriptors), ENTRIES - begin)
-        self._descriptors[begin : begin + count] = descriptors[:count]
+        taken, read = places[self._taken], places[self._done]
         places[self._given] = (taken + count) & _COUNTER
         self._call(_ENTER, self._descriptor, count, 0, 0, 0, 0)
         places[self._given] = places[self._taken]  # what it has not taken, short of memory say, is taken back

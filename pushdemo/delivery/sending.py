@@ -1,7 +1,8 @@
-"""The same bytes to many sockets: the loop that everything costs. Knows sockets only. The hub's thread runs it.
+"""Bytes to many sockets: the loop that everything costs. Knows sockets only. The hub's thread runs it.
 
 Where the kernel has io_uring and allows it, hundreds of sends share a system call (delivery/io_uring.py), which costs
-less than a loop of `send` in C does (bench/README.md), and other threads run meanwhile. Else `map` calls `send`:
+less than a loop of `send` in C does (bench/README.md), and other threads run meanwhile. Else `starmap` calls `send`:
+no Python runs for a single socket, so that a client costs little more than its system call.
 
 `socket.send` lets go of the interpreter's lock for its system call. Another thread that computes meanwhile, a page that
 is being rendered say, may then keep the lock for its whole switch interval (5 ms) at each send: a message to 500
@@ -18,8 +19,8 @@ import socket
 import sys
 import time
 from array import array
-from collections.abc import Callable, Collection
-from itertools import islice, repeat
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice, repeat, starmap
 from typing import Any, TypeVar
 
 if sys.platform == "linux":
@@ -31,17 +32,21 @@ K = TypeVar("K")
 
 FAILED = -1
 
-MANY = 64  # sockets; a ring costs more than it saves below
+MANY = 64  # sockets that are sent the same; a ring costs more than it saves below
+FEW = 16  # sockets that are sent something of their own; likewise
 
 _BATCH = 32  # sockets, a quarter of a millisecond
 
 
 def _found() -> Callable[..., int]:
     try:
-        function: Callable[..., int] = ctypes.PyDLL(None).send
+        function = ctypes.PyDLL(None).send
     except (AttributeError, OSError, TypeError):  # Windows has it elsewhere, and for sockets that are no files
         return lambda *_: FAILED
-    return function
+    function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
+    function.restype = ctypes.c_ssize_t
+    found: Callable[..., int] = function
+    return found
 
 
 _holding = _found()  # the C library's: (descriptor, bytes, size, flags) -> bytes taken, or -1; with the lock held
@@ -50,7 +55,7 @@ _letting_go: Callable[[socket.socket, bytes], int] = socket.socket.send
 
 def send(sock: socket.socket, data: bytes) -> int:
     """As `sock.send(data)`, of a non-blocking socket, with the interpreter's lock held."""
-    sent = _holding(sock.fileno(), data, ctypes.c_size_t(len(data)), 0)
+    sent = _holding(sock.fileno(), data, len(data), 0)
     return sock.send(data) if sent == FAILED else sent  # which raises what is the matter
 
 
@@ -65,13 +70,17 @@ def offer(sock: socket.socket, data: bytes | memoryview) -> int:
 
 
 class Sockets(dict[K, socket.socket]):
-    """Those that are sent the same bytes, by whatever they are of: added with [], removed with `del` or `pop`.
+    """Sockets that are sent the same bytes, by key: added with [], removed with `del` or `pop`.
 
-    Their descriptors are in one piece of memory: to look into thousands of objects for each message takes longer than
-    all else that is done here. A socket must be removed before it is closed, for its number is soon another's.
+    Their descriptors are kept in one piece of memory: to look into thousands of objects for each message takes longer
+    than all else that is done here. Remove a socket before it is closed, since its number is soon another's.
     """
 
-    _descriptors: array[int] | None = None
+    __slots__ = ("_descriptors",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._descriptors: array[int] | None = None
 
     def __setitem__(self, key: K, sock: socket.socket) -> None:
         self._descriptors = None
@@ -95,20 +104,31 @@ class Sockets(dict[K, socket.socket]):
 
 
 class Sender:
-    """Sends the same bytes to many sockets, for one thread, with a ring if it may and can. Close it."""
+    """Sends to many sockets, for one thread, with a ring if it may and can. Close it.
+
+    Its functions return how many bytes each of the non-blocking sockets has taken, or FAILED where that is none. After
+    an error nobody knows who has taken what.
+    """
 
     def __init__(self, io_uring: bool = True) -> None:
         self._ring = _opened() if io_uring else None
 
     def send_each(self, sockets: Sockets[Any], data: bytes) -> list[int]:
-        """Send `data` to each of these non-blocking sockets: how many bytes each has taken, or FAILED.
-
-        After an error nobody knows who has taken what.
-        """
+        """Send the same `data` to each of these sockets."""
         if not self._ring or len(sockets) < MANY:
-            return send_each(sockets.values(), data)
+            return send_each(sockets.values(), len(sockets), repeat(data))
         try:
             return self._ring.send_each(sockets.descriptors, data)
+        except BaseException:
+            self.close()
+            raise
+
+    def send_all(self, sockets: Sequence[socket.socket], data: Sequence[bytes]) -> list[int]:
+        """Send to each of these sockets, which are all different, its own `data`."""
+        if not self._ring or len(sockets) < FEW:
+            return send_each(sockets, len(sockets), data)
+        try:
+            return self._ring.send_all(array("i", map(socket.socket.fileno, sockets)), data)
         except BaseException:
             self.close()
             raise
@@ -130,27 +150,22 @@ def _opened() -> Ring | None:
         return None
 
 
-def send_each(sockets: Collection[socket.socket], data: bytes) -> list[int]:
-    """As a `Sender`'s, one system call for each.
-
-    No Python runs for a single socket: `map` calls one C function for each of a batch, so that a client costs little
-    more than its system call.
-    """
+def send_each(sockets: Iterable[socket.socket], count: int, data: Iterable[bytes]) -> list[int]:
+    """As a `Sender`'s functions, one system call for each of `count` sockets."""
     sent: list[int] = []
-    left = iter(sockets)
-    size = ctypes.c_size_t(len(data))
+    left = zip(sockets, data, strict=False)  # the same data may be repeated for ever
     most = sys.getswitchinterval() / 2
     contended, batch = False, 1  # the first one tells
-    while len(sent) < len(sockets):
+    while len(sent) < count:
         some = islice(left, batch)
         began = time.perf_counter()
         try:
             if contended:
-                sent.extend(map(_holding, map(socket.socket.fileno, some), repeat(data), repeat(size), repeat(0)))
+                sent.extend(starmap(_holding, [(sock.fileno(), each, len(each), 0) for sock, each in some]))
             else:
-                sent.extend(map(_letting_go, some, repeat(data)))
+                sent.extend(starmap(_letting_go, some))
         except OSError:
-            sent.append(FAILED)  # behind those before it; what is left of the batch is still `left`
+            sent.append(FAILED)  # after those before it; what is left of the batch is still `left`
         contended = contended or time.perf_counter() - began > most
         batch = _BATCH
     return sent

@@ -1,28 +1,26 @@
-"""One client's cursor into one topic, as the body of its response.
+"""A client's subscription to its topics, as the body of its response: a cursor in each of them, and no queue.
 
-A client has a position and no queue: what it has not been written yet is in the topic's history. Whoever holds the
-response owns the subscription and alone calls it: the worker thread that iterates it, or the server that parked it.
+What the client has not been written yet is in the topics' histories. Whoever holds the response owns the subscription
+and alone calls it: the worker thread that iterates it, or the server that parked it.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pushdemo import transports
-from pushdemo.delivery.metrics import Counters
-from pushdemo.topics.message import Message
-from pushdemo.topics.topic import Topic
-from pushdemo.transports import StreamTransport, longpoll
+from pushdemo.delivery.metrics import Counters, Tally
+from pushdemo.topics.message import Message, join_event_ids, split_event_ids
+from pushdemo.topics.topic import EARLIEST, Topic
+from pushdemo.transports import Names, StreamTransport, format_of, longpoll
 from pushdemo.transports.longpoll import State
 
 _FIRST = 32_768  # bytes of history that the first write brings at most; the rest follows as the client reads
 
-_RETRY = (
-    2_000  # milliseconds over which the clients of a server that goes are spread, so that the next one is not run over
-)
-
+_RETRY = 2_000  # milliseconds over which the clients of a server that goes are spread
 
 _TOGETHER = 2  # entries: an answer with more is not kept for others
 
@@ -48,42 +46,116 @@ class Pace:
         return round(1000 * self.retry)
 
 
+class Cursor:
+    """A client's place in one topic."""
+
+    __slots__ = ("position", "tally", "topic")
+
+    def __init__(self, topic: Topic, tally: Tally) -> None:
+        self.topic = topic
+        self.tally = tally
+        self.position = 0  # of the last entry that the client has, or is being written
+
+    @property
+    def id(self) -> str:
+        """The id that resumes here."""
+        return self.topic.id_at(self.position)
+
+    @property
+    def next_time(self) -> float:
+        """When the next entry came; endless where there is none."""
+        message, _ = self.topic.following(self.position)
+        return message.time if message else float("inf")
+
+    @property
+    def over(self) -> bool:
+        """Whether the topic has ended and the client has all of it."""
+        ended, head = self.topic.reached()
+        return ended and self.position == head
+
+    def take(self) -> tuple[Message | None, bool]:
+        """Go on to the next entry; None where there is none. And whether entries before it have been missed."""
+        message, gap = self.topic.following(self.position)
+        if message:
+            self.position = message.position
+        return message, gap
+
+
+def beginning(topics: Sequence[Topic], last_event_id: str) -> tuple[list[int], bool, tuple[Message, ...]]:
+    """Where a client of these topics begins in each of them, after a reset or not, and what it is given first.
+
+    The id is that of its topic, `name:id` of each of several, "earliest", or empty.
+    """
+    known = split_event_ids(last_event_id)
+    positions, missed, backlog = list[int](), False, tuple[Message, ...]()
+    for topic in topics:
+        wanted = last_event_id if len(topics) == 1 or last_event_id == EARLIEST else ""
+        wanted = known.get(topic.name, wanted)
+        position, reset, backlog = topic.begin(wanted)
+        positions.append(position)
+        missed = missed or reset or bool(last_event_id and not wanted)
+    return positions, missed, backlog
+
+
 class _Client:
     """What a stream and a long poll have in common. `release` is called once, when the client is gone.
 
     `release` must not take a lock: the last resort that calls it is the garbage collector, in any thread at any time.
     """
 
-    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "pace", "position", "tally", "topic")
+    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "cursors", "pace")
 
     def __init__(
-        self, topic: Topic, transport: str, pace: Pace, last_event_id: str, release: Callable[[], None]
+        self,
+        topics: Topic | Sequence[Topic],
+        transport: str,
+        pace: Pace,
+        last_event_id: str,
+        release: Callable[[], None],
     ) -> None:
-        self.topic = topic
+        topics = [topics] if isinstance(topics, Topic) else sorted(topics, key=lambda topic: topic.name)
+        self.cursors = tuple(Cursor(topic, pace.counters.tally(topic.pattern, transport)) for topic in topics)
         self.pace = pace
-        self.tally = pace.counters.tally(topic.pattern, transport)
-        self.position = 0  # of the last entry that the client has, or is being written
         self._last_event_id = last_event_id
         self._release = release
-        self._reset = False
+        self._reset = False  # messages have been missed, and the client has not been told
         self._state = "new"
 
-    def join(self) -> None:
-        """Become one of the topic's clients, which keep its source running; undone by `close`."""
-        self._state = "open"
-        self.tally.joined()
-        self.topic.join()
+    @property
+    def topics(self) -> list[Topic]:
+        """The topics that it listens to."""
+        return [cursor.topic for cursor in self.cursors]
 
-    def _begin(self) -> tuple[Message, ...]:
-        """Go to the place that the last event id says; what comes before anything else."""
-        self.position, self._reset, backlog = self.topic.begin(self._last_event_id)
-        return backlog
+    @property
+    def last_event_id(self) -> str:
+        """The id that resumes where the client is: that of its topic, or `name:id` of each of several."""
+        if len(self.cursors) == 1:
+            return self.cursors[0].id
+        return join_event_ids({cursor.topic.name: cursor.id for cursor in self.cursors})
+
+    @property
+    def over(self) -> bool:
+        """Whether all topics have ended and the client has all of them."""
+        return all(cursor.over for cursor in self.cursors)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the application stops."""
+        return any(cursor.topic.closed for cursor in self.cursors)
+
+    def join(self) -> None:
+        """Become a client of the topics, which keeps their sources running; undone by `close`."""
+        self._state = "open"
+        for cursor in self.cursors:
+            cursor.tally.joined()
+            cursor.topic.join()
 
     def close(self) -> None:
         """The client is gone. What follows the first call does nothing."""
         if self._state == "open":
-            self.tally.left(self)
-            self.topic.leave()
+            for cursor in self.cursors:
+                cursor.tally.left(cursor)
+                cursor.topic.leave()
         if self._state != "closed":
             self._state = "closed"
             self._release()
@@ -93,129 +165,159 @@ class _Client:
         if self._state == "new":
             self._release()
 
-    def _next(self) -> Message | None:
-        message, gap = self.topic.following(self.position)
-        if message:
-            self.position = message.position
-            self._reset = self._reset or gap
-        return message
+    def _begin(self) -> tuple[Message, ...]:
+        """Go to the place that the last event id says; what comes before anything else."""
+        positions, self._reset, backlog = beginning(self.topics, self._last_event_id)
+        for cursor, position in zip(self.cursors, positions, strict=True):
+            cursor.position = position
+        return backlog
+
+    def _next_cursor(self) -> Cursor:
+        """That of the next entry, of all topics in the order in which they came."""
+        return self.cursors[0] if len(self.cursors) == 1 else min(self.cursors, key=lambda cursor: cursor.next_time)
+
+    def _wait(self, changed: threading.Event | None, timeout: float) -> bool:
+        """Wait until there is something for the client, at most `timeout` seconds; whether there is."""
+        if changed is None:
+            (cursor,) = self.cursors
+            return cursor.topic.wait(cursor.position, timeout)
+        changed.clear()
+        if self.closed or self.over or any(cursor.position < cursor.topic.head for cursor in self.cursors):
+            return True
+        return changed.wait(timeout)
+
+    @contextmanager
+    def _listening(self) -> Iterator[threading.Event | None]:
+        """What `_wait` needs: for several topics, an event that is set when one of them changes."""
+        if len(self.cursors) == 1:
+            yield None
+            return
+        changed = threading.Event()
+
+        def listener(_: Topic) -> None:
+            changed.set()
+
+        for topic in self.topics:
+            topic.listen(listener)
+        try:
+            yield changed
+        finally:
+            for topic in self.topics:
+                topic.unlisten(listener)
 
 
 class Subscription(_Client):
-    """A stream: iterate it in a thread, or `open` it and take what comes with `next`."""
+    """A stream: iterate it in a thread, or `open` it and take what comes with `next`.
 
-    __slots__ = ("transport",)
+    `names`: whether and how messages bear their topic's name.
+    """
+
+    __slots__ = ("names", "transport")
 
     def __init__(
         self,
-        topic: Topic,
+        topics: Topic | Sequence[Topic],
         transport: StreamTransport,
         pace: Pace,
         last_event_id: str = "",
         release: Callable[[], None] = lambda: None,
+        names: Names = "",
     ) -> None:
-        super().__init__(topic, transport.name, pace, last_event_id, release)
+        super().__init__(topics, transport.name, pace, last_event_id, release)
         self.transport = transport
+        self.names = names
 
     def open(self) -> bytes:
-        """Join the topic; the first bytes, with what the history has for this client."""
-        backlog = self._begin()  # first: joined, the source may be ahead of the client that starts it
+        """Join the topics; the first bytes, with what the histories have for this client."""
+        backlog = self._begin()  # first: joined, a source may be ahead of the client that starts it
         self.join()
         parts = [self.transport.preamble(self.pace.retry_milliseconds)]
         if self._reset:
             self._reset = False
             # The id to come back with until the next message comes. A backlog has its own.
-            parts.append(self.transport.notice("reset", "" if backlog else self.topic.id_at(self.position)))
-            self.tally.wrote(0, resets=1)
-        parts += [transports.encode(self.transport, message) for message in backlog]
+            parts.append(self.transport.notice("reset", "" if backlog else self.last_event_id))
+            self.cursors[0].tally.wrote(0, resets=1)
+        elif len(self.cursors) > 1:
+            parts.append(self.transport.notice("begin", self.last_event_id))
+        format = format_of(self.transport, self.names)
+        parts += [format.encode(message) for message in backlog]
         size = 0
         while size < _FIRST and (data := self.next()) is not None:
             parts.append(data)
             size += len(data)
-        self.tally.wrote(sum(map(len, parts)) - size, messages=sum(entry.kind == "message" for entry in backlog))
+        messages = sum(entry.kind == "message" for entry in backlog)
+        self.cursors[0].tally.wrote(sum(map(len, parts)) - size, messages=messages)
         return b"".join(parts)
-
-    def take(self) -> tuple[Message | None, bool]:
-        """The next entry, or None when the client has them all; and whether a reset goes before it."""
-        message = self._next()
-        reset, self._reset = self._reset, False
-        return message, reset
 
     def next(self) -> bytes | None:
         """The bytes of the next entry, or None when the client has them all. A client too far behind gets a reset."""
-        message, reset = self.take()
+        cursor = self._next_cursor()
+        message, reset = cursor.take()
         if message is None:
             return None
-        data = transports.encode(self.transport, message)
+        data = format_of(self.transport, self.names).encode(message)
         if reset:
-            data = self.transport.notice("reset", after=self.topic.id_at(message.position - 1)) + data
-        self.tally.wrote(len(data), messages=message.kind == "message", resets=reset or message.kind == "reset")
+            data = self.transport.notice("reset", after=cursor.topic.id_at(message.position - 1)) + data
+        cursor.tally.wrote(len(data), messages=message.kind == "message", resets=reset or message.kind == "reset")
         return data
 
     def end(self) -> bytes:
-        """Return the notice that the topic has ended and the client has everything."""
-        id = self.topic.id_at(self.position)
-        return self.transport.notice("end", content_type=self.topic.content_type, after=id)
+        """What ends the stream when its topics have ended, and the client has everything."""
+        content_type = self.cursors[0].topic.content_type
+        return self.transport.notice("end", content_type=content_type, after=self.last_event_id)
 
     def __iter__(self) -> Iterator[bytes]:
         """The stream as any WSGI server can send it, waiting in the server's own thread."""
         try:
             yield self.open()
-            self.tally.alone(self)
-            while not self.topic.closed:
-                ended = self.topic.ended  # asked first: what was said right before the end is then found
-                if (data := self.next()) is not None:
-                    yield data
-                elif ended:
-                    yield self.end()
-                    return
-                elif not self.topic.wait(self.position, self.pace.heartbeat):
-                    yield self.transport.notice("heartbeat")
+            for cursor in self.cursors:
+                cursor.tally.alone(cursor)
+            with self._listening() as changed:
+                while not self.closed:
+                    if (data := self.next()) is not None:
+                        yield data
+                    elif self.over:
+                        yield self.end()
+                        return
+                    elif not self._wait(changed, self.pace.heartbeat):
+                        yield self.transport.notice("heartbeat")
             yield self.transport.retry(retry_hint())
         finally:
             self.close()
 
 
 class LongPoll(_Client):
-    """A long poll: `open` may answer it at once; else `join`, and `answer` when the topic has changed."""
+    """A long poll: `open` may answer it at once; else `join`, and `answer` when a topic has changed."""
 
     __slots__ = ()
 
     def __init__(
-        self, topic: Topic, pace: Pace, last_event_id: str = "", release: Callable[[], None] = lambda: None
+        self,
+        topics: Topic | Sequence[Topic],
+        pace: Pace,
+        last_event_id: str = "",
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(topic, longpoll.name, pace, last_event_id, release)
+        super().__init__(topics, longpoll.name, pace, last_event_id, release)
 
     def open(self) -> bytes | None:
         """The answer, if there is one already."""
         backlog = self._begin()
-        if not backlog:
-            return self.answer()
-        self._reset = self._reset or any(entry.kind == "reset" for entry in backlog)
-        messages = [entry for entry in backlog if entry.kind == "message"]
-        return self._counted(_answer(messages, backlog[-1], self._reset), len(messages))
+        return self._bring([(self.cursors[0], entry) for entry in backlog]) if backlog else self.answer()
 
     def answer(self) -> bytes | None:
         """The answer with all that has come, or None where there is nothing to say yet."""
-        messages: list[Message] = []
-        ended = self.topic.ended  # asked first: what was said right before the end is then found
-        start, last = self.position, None
-        while (message := self._next()) is not None:
-            last = message
-            if message.kind == "message":
-                messages.append(message)
-            elif message.kind == "reset":
-                self._reset = True
-        if last is None:
-            return self._say("done") if ended else None
-        reset = self._reset
-        # Most clients that wait are at one position: what answers the first answers them all. Who has to catch up is
-        # answered alone: as many answers as there are places in the history would be kept with each of its messages.
-        if last.position - start <= _TOGETHER:
-            body = last.encoded(("longpoll", start, reset), lambda last: _answer(messages, last, reset))
-        else:
-            body = _answer(messages, last, reset)
-        return self._counted(body, len(messages))
+        start, taken = self.cursors[0].position, list[tuple[Cursor, Message]]()
+        while True:
+            cursor = self._next_cursor()
+            message, gap = cursor.take()
+            if message is None:
+                break
+            self._reset = self._reset or gap
+            taken.append((cursor, message))
+        if taken:
+            return self._bring(taken, start)
+        return self._say("done") if self.over else None
 
     def waiting(self, retry: int | None = None) -> bytes:
         """The answer when nothing came in time, or (with `retry`, milliseconds) when the server goes."""
@@ -224,24 +326,47 @@ class LongPoll(_Client):
     def wait(self) -> bytes:
         """The answer, waited for in this thread."""
         self.join()
-        while not self.topic.closed:
-            if (body := self.answer()) is not None:
-                return body
-            if not self.topic.wait(self.position, self.pace.longpoll_timeout):
-                return self.waiting()
+        with self._listening() as changed:
+            while not self.closed:
+                if (body := self.answer()) is not None:
+                    return body
+                if not self._wait(changed, self.pace.longpoll_timeout):
+                    return self.waiting()
         return self.waiting(retry=retry_hint())
 
+    def _bring(self, taken: Sequence[tuple[Cursor, Message]], start: int | None = None) -> bytes:
+        """The answer that brings these entries to a client that was at `start`, where that is all there is to know."""
+        entries = [message for _, message in taken]
+        last = entries[-1]
+        reset = self._reset = self._reset or any(entry.kind == "reset" for entry in entries)
+        # Most clients that wait are at one position of one topic: what answers the first answers them all. Who has to
+        # catch up is answered alone: as many answers as there are places in the history would be kept with each of its
+        # messages.
+        if len(self.cursors) > 1:
+            body = _answer(entries, self.last_event_id, reset, named=True)
+        elif start is None or last.position - start > _TOGETHER:
+            body = _answer(entries, last.id, reset)
+        else:
+            body = last.encoded(("longpoll", start, reset), lambda last: _answer(entries, last.id, reset))
+        for cursor in self.cursors[1:]:
+            cursor.tally.wrote(0, messages=_messages(taken, cursor))
+        return self._counted(body, _messages(taken, self.cursors[0]))
+
     def _say(self, state: State, retry: int | None = None) -> bytes:
-        id = self.topic.id_at(self.position)
-        return self._counted(longpoll.answer(state, last_event_id=id, reset=self._reset, retry=retry))
+        return self._counted(longpoll.answer(state, last_event_id=self.last_event_id, reset=self._reset, retry=retry))
 
     def _counted(self, body: bytes, messages: int = 0) -> bytes:
-        self.tally.wrote(len(body), messages=messages, resets=self._reset)
+        self.cursors[0].tally.wrote(len(body), messages=messages, resets=self._reset)
         return body
 
 
-def _answer(messages: Sequence[Message], last: Message, reset: bool) -> bytes:
-    """The answer that brings these messages, where `last` is the last entry of any kind."""
-    failing = last.kind == "failing"
+def _messages(taken: Sequence[tuple[Cursor, Message]], cursor: Cursor) -> int:
+    """How many messages of this cursor's topic are among them."""
+    return sum(message.kind == "message" and by is cursor for by, message in taken)
+
+
+def _answer(entries: Sequence[Message], last_event_id: str, reset: bool, *, named: bool = False) -> bytes:
+    messages = [entry for entry in entries if entry.kind == "message"]
+    failing = entries[-1].kind == "failing"
     state: State = "failing" if failing and not messages else "ready"
-    return longpoll.answer(state, messages, last_event_id=last.id, reset=reset, failing=failing)
+    return longpoll.answer(state, messages, last_event_id=last_event_id, reset=reset, failing=failing, named=named)

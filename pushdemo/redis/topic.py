@@ -136,9 +136,7 @@ class RedisTopic(Topic):
             for entry in reversed(self._history.values()):
                 if entry.id == id and entry.kind == kind:
                     return entry
-            return Message(
-                self.head, place[0], id, body, self.content_type, kind=cast(EntryKind, kind), time=self.clock()
-            )
+            return self._message(self.head, place[0], id, body, kind, self.clock())
 
     # -- what clients do
 
@@ -249,7 +247,7 @@ class RedisTopic(Topic):
     def _reset(self, number: int) -> None:
         """Tell everyone that the messages up to `number` are not all here."""
         id = event_id(self.epoch, number)
-        self._keep(Message(self.head + 1, number, id, b"", self.content_type, kind="reset", time=self.clock()))
+        self._keep(self._message(self.head + 1, number, id, b"", "reset", self.clock()))
         self._notices = 0
 
     def _take_entry(self, place: Place, fields: Fields) -> None:
@@ -267,7 +265,11 @@ class RedisTopic(Topic):
             self.changed.notify_all()
             return
         id = event_id(self.epoch, number)
-        self._keep(Message(self.head + 1, number, id, body, self.content_type, kind=cast(EntryKind, kind), time=at))
+        self._keep(self._message(self.head + 1, number, id, body, kind, at))
+
+    def _message(self, position: int, number: int, id: str, body: bytes, kind: str, at: float) -> Message:
+        known = cast(EntryKind, kind)
+        return Message(position, number, id, body, self.content_type, kind=known, time=at, topic=self.name)
 
     def _mark(self) -> tuple[int, bool]:
         return self.head, self.ended

@@ -56,15 +56,13 @@ class Message:
     """One entry of a topic's history, shared by all its clients.
 
     `position` counts a topic's entries in this process; clients' cursors are positions. `number` counts its messages,
-    and `id` (epoch and number) is what a client sees and sends back to resume. `topic` is the topic's name where one
-    stream carries several, else empty; `event` is the event's name where the publisher gave it one. An entry of another
-    `kind` than "message" has no body: it tells every client the same thing at the same place in the order.
+    and `id` (epoch and number) is what a client sees and sends back to resume. `topic` is the topic's name;
+    `event` is the event's name where the publisher gave it one. An entry of another `kind` than "message" has no body:
+    it tells every client the same thing at the same place in the order.
     """
 
     __slots__ = (
-        "_data",
         "_forms",
-        "_key",
         "body",
         "content_type",
         "event",
@@ -98,30 +96,24 @@ class Message:
         self.time = time
         self.topic = topic
         self.event = event
-        # The first form has two slots, as most messages of small topics have just one: a dict takes 200 bytes.
-        self._key: Hashable = None
-        self._data = b""
-        self._forms: dict[Hashable, bytes] | None = None
+        self._forms: dict[Hashable, bytes] | None = None  # most of a history is on its way to nobody
 
     @property
     def forms(self) -> dict[Hashable, bytes]:
         """The bytes that are kept, by their keys."""
-        with _encoding:
-            return {} if self._key is None else {self._key: self._data} | (self._forms or {})
+        return dict(self._forms or {})
 
     def encoded(self, key: Hashable, encode: Callable[[Message], bytes]) -> bytes:
         """The bytes for `key`, made by `encode` when first asked for: once, however many threads and clients ask."""
-        if key == self._key:
-            return self._data
-        with _encoding:
-            if key == self._key:
-                return self._data
-            if self._forms and (data := self._forms.get(key)) is not None:
-                return data
-            data = encode(self)
-            if self._key is None:
-                self._data = data
-                self._key = key  # last: whoever reads it without the lock then finds the bytes
-            else:
-                self._forms = (self._forms or {}) | {key: data}
+        if (forms := self._forms) and (data := forms.get(key)) is not None:
             return data
+        with _encoding:
+            if (forms := self._forms) is None:
+                forms = self._forms = {}
+            if key not in forms:
+                forms[key] = encode(self)
+            return forms[key]
+
+    def forget_encoded(self) -> None:
+        """Nobody is on the way to this entry: whoever asks for its bytes after all has them made again."""
+        self._forms = None

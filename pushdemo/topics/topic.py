@@ -153,6 +153,7 @@ class Topic:
             entry.content_type,
             kind=entry.kind,
             time=entry.time,
+            topic=entry.topic,
             event=entry.event,
         )
 
@@ -205,7 +206,8 @@ class Topic:
                 raise RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
             number = self.number + (1 if kind == "message" else 0)
             id = event_id(self.epoch, number)
-            message = Message(self.head + 1, number, id, body, self.content_type, kind=kind, time=self.clock())
+            position, now = self.head + 1, self.clock()
+            message = Message(position, number, id, body, self.content_type, kind=kind, time=now, topic=self.name)
             self._keep(message)
         self._tell()
         return message
@@ -280,6 +282,13 @@ class Topic:
         with self.lock:
             message = self._history.get(position + 1)
             return (message, False) if message is not None else (self._history[self.head], True)
+
+    def reached(self) -> tuple[bool, int]:
+        """Whether the topic has ended, and its newest position.
+
+        Read in this order, without the lock: where it has ended, all that was said before is up to the position.
+        """
+        return self.ended, self.head
 
     def wait(self, position: int, timeout: float) -> bool:
         """Wait for an entry after `position` or for the end, at most `timeout` seconds; whether there is one."""

@@ -8,19 +8,53 @@ from __future__ import annotations
 
 from pushdemo.topics.message import Message
 from pushdemo.transports import jsonlines, longpoll, multipart, sse
-from pushdemo.transports.base import Notice, StreamTransport, Transport
+from pushdemo.transports.base import Names, Notice, StreamTransport, Transport
+from pushdemo.transports.framing import Frame, ending, whole
 
-__all__ = ["STREAMS", "TRANSPORTS", "Notice", "StreamTransport", "Transport", "encode"]
+__all__ = ["STREAMS", "TRANSPORTS", "Format", "Names", "Notice", "StreamTransport", "Transport", "format_of"]
 
 # In the order in which the server prefers them.
 STREAMS: dict[str, StreamTransport] = {"multipart": multipart, "sse": sse, "jsonlines": jsonlines}
 TRANSPORTS: dict[str, Transport] = {**STREAMS, "longpoll": longpoll}
 
 
-def encode(transport: StreamTransport, message: Message) -> bytes:
-    """The entry `message` as `transport` writes it, whatever its kind; made once and kept with the message."""
-    return message.encoded(transport.name, lambda entry: _encode(transport, entry))
+class Format:
+    """How the entries of a topic become the bytes of a group of clients: a transport, with names or not, and a framing.
+
+    `format_of` makes one for each combination: a message keeps its bytes by it.
+    """
+
+    __slots__ = ("frame", "names", "transport")
+
+    def __init__(self, transport: StreamTransport, names: Names, frame: Frame) -> None:
+        self.transport = transport
+        self.names = names
+        self.frame = frame
+
+    def encode(self, message: Message) -> bytes:
+        """An entry, whatever its kind; made once, and kept with the message."""
+        return message.encoded(self, self._encode)
+
+    def notice(self, kind: Notice, after: str = "") -> bytes:
+        """What `StreamTransport.notice` says, in a frame."""
+        return self.frame(self.transport.notice(kind, after=after))
+
+    def ending(self, data: bytes = b"") -> bytes:
+        """`data` and the end of the response."""
+        return ending(self.frame, data)
+
+    def _encode(self, message: Message) -> bytes:
+        if self.frame is not whole:
+            return self.frame(format_of(self.transport, self.names).encode(message))
+        if message.kind == "message":
+            return self.transport.encode(message, self.names)
+        return self.transport.notice(message.kind, after=message.id)
 
 
-def _encode(transport: StreamTransport, message: Message) -> bytes:
-    return transport.encode(message) if message.kind == "message" else transport.notice(message.kind, after=message.id)
+_formats: dict[tuple[str, Names, Frame], Format] = {}  # any thread adds
+
+
+def format_of(transport: StreamTransport, names: Names = "", frame: Frame = whole) -> Format:
+    """The one format of this kind."""
+    key = (transport.name, names, frame)
+    return _formats.get(key) or _formats.setdefault(key, Format(transport, names, frame))

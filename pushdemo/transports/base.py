@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 from pushdemo.topics.content import is_json
 from pushdemo.topics.message import Message
 
-Notice = Literal["heartbeat", "reset", "failing", "end"]
+Notice = Literal["heartbeat", "begin", "reset", "failing", "end"]
+Names = Literal["", "topic", "event"]  # how a message bears its topic's name: not, as a field, as the event's name
 
 
 class Transport(Protocol):
@@ -40,13 +41,14 @@ class StreamTransport(Transport, Protocol):
         told: a server that stops tells each client a short one.
         """
 
-    def encode(self, message: Message) -> bytes:
-        """The message (of kind "message") as it is written."""
+    def encode(self, message: Message, names: Names = "") -> bytes:
+        """The message (of kind "message") as it is written, with its topic's name where `names` says so."""
 
     def notice(self, kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
-        """What tells a client that the stream lives, had to skip, has a failing source, or is complete.
+        """What tells a client that the stream lives, where it begins, had to skip, whose source fails, or is complete.
 
-        `id` goes with a "reset" that no message follows at once: a client that comes back with it goes on from there.
+        `id` goes with a "begin", and with a "reset" that no message follows at once: a client that comes back with it
+        goes on from there.
         `content_type` goes with an "end": that of the topic's bodies. `after` is the id of the last message before
         the notice, and `content` the JSON that an "end" brings, for formats whose notices have data.
         """
@@ -55,9 +57,12 @@ class StreamTransport(Transport, Protocol):
         """What tells a client that the server stops, and when to come back; nothing follows it."""
 
 
-def json_object(message: Message) -> str:
-    """`{"id": ..., "content": ...}`: a JSON body as the value that it is, any other as a string."""
+def json_object(message: Message, *, named: bool = False) -> str:
+    """`{"id": ..., "content": ...}`, with the topic's name where `named`.
+
+    A JSON body is the value that it is, any other a string.
+    """
     text = message.body.decode()
     content = text if is_json(message.content_type) else json.dumps(text)
-    topic = f', "topic": {json.dumps(message.topic)}' if message.topic else ""
+    topic = f', "topic": {json.dumps(message.topic)}' if named else ""
     return f'{{"id": {json.dumps(message.id)}, "content": {content}{topic}}}'

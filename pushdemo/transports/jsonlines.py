@@ -10,13 +10,13 @@ import json
 
 from pushdemo.topics.content import is_text
 from pushdemo.topics.message import Message
-from pushdemo.transports.base import Notice, json_object
+from pushdemo.transports.base import Names, Notice, json_object
 
 name = "jsonlines"
 media_types = ("application/x-ndjson", "application/jsonl")
 response_type = "application/x-ndjson;charset=utf-8"
 
-_STATES = {"heartbeat": "heartbeat", "reset": "reset", "failing": "failing", "end": "done"}
+_STATES = {"heartbeat": "heartbeat", "begin": "begin", "reset": "reset", "failing": "failing", "end": "done"}
 
 carries = is_text
 
@@ -26,9 +26,9 @@ def preamble(retry: int) -> bytes:
     return notice("heartbeat")
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, names: Names = "") -> bytes:
     """`{"id": ..., "content": ...}`, with `"topic"` where a stream carries several."""
-    return (json_object(message) + "\n").encode()
+    return (json_object(message, named=names != "") + "\n").encode()
 
 
 def notice(kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:

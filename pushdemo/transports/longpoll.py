@@ -27,12 +27,17 @@ def answer(
     reset: bool = False,
     failing: bool = False,
     retry: int | None = None,
+    named: bool = False,
 ) -> bytes:
     """One answer. "ready" brings messages; "waiting" (nothing came in time), "failing" (the source fails) and "done"
     (the topic is finished) bring none. `retry` is in milliseconds; `last_event_id` is what to ask for the next time.
     `reset`: some were missed before these messages; `failing`: the source fails since.
+    `named`: messages bear their topic's name.
     """
-    fields = [f'"state": "{state}"', f'"messages": [{", ".join(map(json_object, messages))}]']
+    fields = [
+        f'"state": "{state}"',
+        f'"messages": [{", ".join(json_object(message, named=named) for message in messages)}]',
+    ]
     fields.append(f'"last_event_id": {json.dumps(last_event_id or None)}')
     if reset:
         fields.append('"reset": true')

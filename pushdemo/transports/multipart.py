@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pushdemo.topics.content import BOUNDARY
 from pushdemo.topics.message import Message
-from pushdemo.transports.base import Notice
+from pushdemo.transports.base import Names, Notice
 
 name = "multipart"
 media_types = ("multipart/x-mixed-replace",)
@@ -19,6 +19,7 @@ response_type = f"multipart/x-mixed-replace;boundary={BOUNDARY}"
 _DELIMITER = f"--{BOUNDARY}\r\n".encode()
 _NOTICES = {
     "heartbeat": b"X-Heartbeat: 1\r\n",
+    "begin": b"",
     "reset": b"X-Reset: 1\r\n",
     "failing": b"X-Failing: 1\r\n",
     "end": f"\r\n--{BOUNDARY}--\r\n".encode(),
@@ -35,9 +36,9 @@ def preamble(retry: int) -> bytes:
     return _DELIMITER
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, names: Names = "") -> bytes:
     """Headers, blank line, body, and the boundary line behind it; `X-Message-Id` bears the id, `X-Topic` the name."""
-    topic = f"X-Topic: {message.topic}\r\n" if message.topic else ""
+    topic = f"X-Topic: {message.topic}\r\n" if names else ""
     head = (
         f"Content-Type: {_with_charset(message.content_type)}\r\nContent-Length: {len(message.body)}\r\n"
         f"X-Message-Id: {message.id}\r\n{topic}\r\n"

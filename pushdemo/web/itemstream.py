@@ -13,10 +13,9 @@ from pyramid.httpexceptions import HTTPException
 from pyramid.request import Request
 from pyramid.response import Response
 
-from pushdemo import transports
 from pushdemo.delivery.subscription import Pace, retry_hint
 from pushdemo.topics.message import Message
-from pushdemo.transports import STREAMS, StreamTransport
+from pushdemo.transports import STREAMS, StreamTransport, format_of
 from pushdemo.web.push import HEADERS, Clients, admit, content_type, negotiate, stream
 from pushdemo.web.session import Answer, Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
@@ -109,7 +108,7 @@ class ItemStream:
         self._after = answer.given
         content = answer.items[0] if self._accumulate is False else f"[{', '.join(answer.items)}]"
         message = Message(answer.given, answer.given, str(answer.given), content.encode(), JSON)
-        data = transports.encode(self.transport, message)
+        data = format_of(self.transport).encode(message)
         self.tally.wrote(len(data), messages=1)
         return data
 

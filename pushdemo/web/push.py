@@ -21,11 +21,11 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.delivery.metrics import Counters
-from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
+from pushdemo.delivery.subscription import LongPoll, Pace, Subscription, beginning
 from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
 from pushdemo.topics.pattern import Reference, TopicValueError
 from pushdemo.topics.topic import EARLIEST, Topic
-from pushdemo.transports import STREAMS, TRANSPORTS, Transport
+from pushdemo.transports import STREAMS, TRANSPORTS, Names, Transport
 from pushdemo.web.places import Places
 from pushdemo.web.settings import Settings
 
@@ -108,6 +108,7 @@ def _respond(
         ", ".join(reference.pattern for reference in references),
         [catalog.content_type(reference) for reference in references],
     )
+    own_ids, names = _asked(request, "ids"), _names(request, references)
     headerlist = [("Content-Type", content_type(request, TRANSPORTS[name])), *headers.items()]
     if request.method == "HEAD":
         return Response(headerlist=headerlist, app_iter=())
@@ -118,22 +119,38 @@ def _respond(
         return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
     release = admit(request)
     try:
-        topic = _open(catalog, references)
+        topics = _open(catalog, references, joined=name == "sse" and not own_ids)
     except BaseException:
         release()
         raise
     if name not in STREAMS:
-        return _long_poll(request, LongPoll(topic, clients.pace, last_event_id, release), headerlist)
-    return stream(request, Subscription(topic, STREAMS[name], clients.pace, last_event_id, release), headerlist)
+        return _long_poll(request, LongPoll(topics, clients.pace, last_event_id, release), headerlist)
+    return stream(request, Subscription(topics, STREAMS[name], clients.pace, last_event_id, release, names), headerlist)
 
 
-def _open(catalog: Catalog, references: Sequence[Reference]) -> Topic:
-    """The topic of a client, or its topics as one. Raises HTTPServiceUnavailable where there is no room for it."""
+def _names(request: Request, references: Sequence[Reference]) -> Names:
+    """How messages bear their topic's name: as an event's, if the client wants that, or where there are several."""
+    return "event" if _asked(request, "events") else "topic" if len(references) > 1 else ""
+
+
+def _asked(request: Request, parameter: str) -> bool:
+    """Whether the query says `topic` for this parameter, which has no other value."""
+    value: str | None = request.GET.get(parameter)
+    if value not in (None, "topic"):
+        raise HTTPBadRequest(f"{parameter}={value}: must be topic")
+    return value == "topic"
+
+
+def _open(catalog: Catalog, references: Sequence[Reference], *, joined: bool) -> list[Topic]:
+    """The topics of a client; as one where ids are to be `joined`: an EventSource keeps one, which must cover all.
+
+    Raises HTTPServiceUnavailable where there is no room for them.
+    """
     try:
         topics = [catalog.open_for_client(reference) for reference in references]
     except (TopicLimitError, SourceLimitError) as error:
         raise HTTPServiceUnavailable(str(error), headers={"Retry-After": str(RETRY_AFTER)}) from None
-    return catalog.merged(topics)
+    return [catalog.merged(topics)] if joined else topics
 
 
 def stream(request: Request, body: Any, headers: Sequence[tuple[str, str]]) -> Response:
@@ -157,9 +174,8 @@ def _is_over(catalog: Catalog, references: Sequence[Reference], last_event_id: s
     topics = [topic for topic in map(catalog.find, references) if topic and topic.ended]
     if len(topics) < len(references):
         return False
-    topic = catalog.merged(topics)
-    position, reset, backlog = topic.begin(last_event_id)
-    return position == topic.head and not reset and not backlog
+    positions, reset, _ = beginning(topics, last_event_id)
+    return positions == [topic.head for topic in topics] and not reset
 
 
 def _chosen(request: Request, references: Sequence[Reference]) -> list[Reference]:

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,7 @@ from pushdemo.delivery.sending import Sockets
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import jsonlines, multipart, sse
+from pushdemo.transports import Names, jsonlines, multipart, sse
 from tests.support import PATIENCE, threads, wait_until
 
 PACE = Pace(heartbeat=15.0, stall_timeout=30.0, longpoll_timeout=25.0)
@@ -130,10 +130,18 @@ class Harness:
         self.settle()  # the look at the clock follows the calls of a turn
 
 
-@pytest.fixture(params=["send", pytest.param("ring", marks=pytest.mark.io_uring)])
+RING = pytest.mark.io_uring
+
+
+@pytest.fixture(
+    params=["many, send", "few, send", pytest.param("many, ring", marks=RING), pytest.param("few, ring", marks=RING)]
+)
 def harness(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
-    monkeypatch.setattr(sending, "MANY", 1)
-    harness = Harness(io_uring=request.param == "ring")
+    """A hub whose groups are all large, or all small, and that sends by either way."""
+    size, by = request.param.split(", ")
+    monkeypatch.setattr(sending, "MANY", 1 if size == "many" else 1_000)
+    monkeypatch.setattr(sending, "FEW", 1)
+    harness = Harness(io_uring=by == "ring")
     yield harness
     harness.hub.stop()
     for end in harness.ends:
@@ -206,9 +214,9 @@ def test_all_clients_of_one_format_are_written_bytes_that_were_made_once(
     made: list[str] = []
     encode = jsonlines.encode
 
-    def counted(message: Message) -> bytes:
+    def counted(message: Message, names: Names) -> bytes:
         made.append(message.id)
-        return encode(message)
+        return encode(message, names)
 
     monkeypatch.setattr(jsonlines, "encode", counted)
     topic = news()
@@ -389,8 +397,8 @@ def test_a_hub_without_clients_sleeps(harness: Harness) -> None:
     assert_idle(harness)
     harness.stream(news()).close()
     wait_until(lambda: harness.released)
-    harness.settle()
-    assert harness.hub._timeout() is None
+    harness.pass_time(1)
+    assert harness.hub.timeout() is None
     assert_idle(harness)
 
 
@@ -484,12 +492,12 @@ class Interleaved(Topic):
     looks: int | None = None
 
     def _look(self) -> None:
-        if self.looks is None or threading.current_thread().name != "pushdemo-hub" or not self.changed.acquire(False):
+        looks = self.looks
+        if looks is None or threading.current_thread().name != "pushdemo-hub" or not self.changed.acquire(False):
             return  # the hub holds the lock: nobody comes in between
         self.changed.release()
-        self.looks -= 1
-        if self.looks < 0:
-            self.looks = None
+        self.looks = looks - 1 if looks else None
+        if not looks:
             self.publish("last")
             self.end()
 
@@ -581,7 +589,7 @@ class Slow:
         self.asked, self.due, self.closed = threading.Event(), threading.Event(), list[None]()
         self.items = [b"item\n", None]
 
-    def notice(self, kind: str) -> bytes:
+    def notice(self, kind: str, after: str) -> bytes:
         assert kind == "heartbeat"
         return self.heartbeat
 
@@ -933,7 +941,7 @@ def test_what_was_published_before_a_stop_is_written_before_it(harness: Harness)
     def stop_behind_a_message() -> None:  # when the hub has looked for messages, and will next look whether to stop
         topic.publish("a")
         stopping.start()
-        wait_until(lambda: harness.hub._stopping)
+        wait_until(lambda: harness.hub.stopping)
 
     harness.clock.then = stop_behind_a_message
     harness.hub.call(lambda: None)
@@ -1018,8 +1026,13 @@ def test_clients_of_whom_nobody_knows_what_they_have_are_let_go_and_come_back(
         next(iter(sockets.values())).send(data)
         raise OSError("out of order")
 
+    def half_done_with_all(sockets: Sequence[socket.socket], data: Sequence[bytes]) -> list[int]:
+        sockets[0].send(data[0])
+        raise OSError("out of order")
+
     with monkeypatch.context() as patch:
         patch.setattr(harness.hub.sender, "send_each", half_done)
+        patch.setattr(harness.hub.sender, "send_all", half_done_with_all)
         topic.publish("b")
         assert [contents(rest(client)) for client in clients] == [["b"], [], []]
     harness.settle()

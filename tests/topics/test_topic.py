@@ -103,7 +103,7 @@ def test_two_clients_are_given_the_same_message_and_the_same_bytes() -> None:
     one, other = news.following(0)[0], news.following(0)[0]
     assert one is not None
     assert one is other
-    assert transports.encode(multipart, one) is transports.encode(multipart, one)
+    assert transports.format_of(multipart).encode(one) is transports.format_of(multipart).encode(one)
 
 
 def test_threads_that_encode_a_message_at_once_share_one_result() -> None:
