@@ -102,7 +102,7 @@ class RedisStore:
             now, found = self._get(self._keys, [self._ahead(), name])
         except RedisUnavailableError:
             return self._copies.get(key)
-        entry = self._entry(int(now), found) if found else None
+        entry = self._entry(int(now), found) if found is not None else None
         with self._lock:
             if entry is None:
                 self._copies.delete(key)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum, Flag
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -24,7 +29,7 @@ from pushdemo.redis.values import decoded, digest, encoded
 from tests.cache.support import Asked, Gate
 from tests.cache.test_store import StoreContract
 from tests.redis.support import RedisServer, namespace, redis_server
-from tests.support import PATIENCE, ROOT, wait_until
+from tests.support import PATIENCE, ROOT, in_child, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -525,3 +530,321 @@ def test_nothing_is_left_of_values_that_are_of_no_more_use(fragile: Machine) -> 
     assert isinstance(store, RedisStore)
     wait_until(lambda: len(store) == 0, what="the end of the value")
     wait_until(lambda: not fragile.server.client.keys("*counted:values"), what="the end of the key")
+
+
+# -- functions that are not the one at their address
+
+
+def fetch(table: str, item: int) -> str:
+    return f"{table} {item}"
+
+
+class Table:
+    """A callable object, with a method that it memorizes itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.row = memorize(60)(self.row)  # type: ignore[method-assign]
+
+    def row(self, item: int) -> str:
+        return f"{self.name} {item}"
+
+    __call__ = row
+
+
+@memorize(60)
+def replaced(item: int) -> str:
+    return f"the first {item}"
+
+
+the_first = replaced
+
+
+@memorize(60)
+def replaced(item: int) -> str:  # type: ignore[no-redef]
+    return f"the last {item}"
+
+
+TABLES = Table("users"), Table("orders")
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "partial": tuple(memorize(60)(partial(fetch, name)) for name in ("users", "orders")),  # type: ignore[dict-item]
+    "bound method": (TABLES[0].row, TABLES[1].row),
+    "callable object": (memorize(60)(TABLES[0]), memorize(60)(TABLES[1])),
+    "function that was redefined": (the_first, replaced),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_functions_that_only_share_a_name_do_not_share_values(machine: Machine, what: str) -> None:
+    here, there = machine.node(), machine.node()
+    found = [[on(node, function, 1) for function in PAIRS[what]] for node in (here, there)]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 2
+
+
+named = memorize(60, name="rows of users")(partial(counted.__wrapped__, "users"))
+others = memorize(60, name="rows of orders")(partial(counted.__wrapped__, "orders"))
+
+
+def test_with_a_name_of_its_own_a_partial_is_shared(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    assert [on(here, named, 1)[0], on(here, others, 1)[0]] == [1, 2]
+    assert [on(there, named, 1)[0], on(there, others, 1)[0]] == [1, 2]
+
+
+# -- arguments that all nodes know
+
+
+class Currency(Enum):
+    EUR = "eur"
+    USD = "usd"
+
+
+class Sales(Flag):
+    SHOP = 1
+    NET = 2
+
+
+@dataclass
+class Search:
+    source: str
+    target: str
+
+
+class Shop:
+    @memorize(60)
+    @classmethod
+    def price(cls) -> int:
+        calls.append(cls)
+        return len(calls)
+
+    @memorize(60)
+    @staticmethod
+    def tax(currency: Currency) -> int:
+        calls.append(currency)
+        return len(calls)
+
+
+class Branch(Shop):
+    pass
+
+
+KNOWN: list[Any] = [
+    Currency.EUR,
+    [Currency.EUR],
+    Sales.SHOP | Sales.NET,
+    Shop,
+    int,
+    fetch,
+    len,
+    Shop.tax,
+    ZoneInfo("Europe/Berlin"),
+    datetime.now,
+    datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+    Search("de", "".join(["d", "e"])),
+    {"a": Search("de", "en"), "b": {Currency.USD, None}},
+    list(range(20_000)),
+    "a" * 20_000,
+]
+
+
+@pytest.mark.parametrize("argument", KNOWN, ids=lambda argument: type(argument).__name__)
+def test_what_all_nodes_know_is_computed_once_and_forgotten_by_all(machine: Machine, argument: Any) -> None:
+    here, there = machine.node(), machine.node()
+    assert on(here, counted, argument)[0] == on(there, counted, copy.deepcopy(argument))[0] == 1
+    with there.active():
+        counted.invalidate(argument)
+    wait_until(lambda: on(here, counted, argument)[0] == 2, what="the new value")
+
+
+def test_class_methods_are_shared_and_forgotten_by_class(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    assert [on(here, Shop.price), on(there, Shop.price), on(here, Branch.price), on(there, Branch.price)] == [
+        1,
+        1,
+        2,
+        2,
+    ]
+    with there.active():
+        Shop.price.invalidate()
+    wait_until(lambda: on(here, Shop.price) == 3, what="the new value")
+    assert on(here, Branch.price) == 2
+
+
+class CaseBlind:
+    """Equals what looks different, so that nobody can say what equals it elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CaseBlind) and other.text.lower() == self.text.lower()
+
+    def __hash__(self) -> int:
+        return hash(self.text.lower())
+
+
+def test_a_type_that_other_nodes_cannot_know_is_each_node_s_own_and_told_once(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = machine.node(), machine.node()
+    assert on(here, counted, CaseBlind("a"))[0] == on(here, counted, CaseBlind("A"))[0] == 1
+    assert on(here, counted, CaseBlind("b"))[0] == 2
+    assert on(there, counted, CaseBlind("a"))[0] == 3
+    told = [record.getMessage() for record in caplog.records if "CaseBlind" in record.getMessage()]
+    assert len(told) == 2, "by each node once"
+    assert "counted: calls with arguments of type tests.redis.test_store.CaseBlind are not shared" in told[0]
+    assert "memorize(ignore=...)" in told[0]
+    with here.active():
+        counted.invalidate(CaseBlind("A"))
+    assert on(here, counted, CaseBlind("a"))[0] == 4
+
+
+@memorize(60, ignore=("session",))
+def with_session(item: int, session: Any) -> int:
+    calls.append(session)
+    return item * 2
+
+
+def test_what_is_ignored_does_not_keep_a_call_from_the_other_nodes(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    assert on(here, with_session, 2, Thing()) == on(there, with_session, 2, Thing()) == 4
+    assert len(calls) == 1
+    with there.active():
+        with_session.invalidate(2)  # type: ignore[call-arg]
+    wait_until(lambda: on(here, with_session, 2, Thing()) and len(calls) == 2, what="the new value")
+
+
+# -- what cannot be read
+
+
+MALFORMED = [
+    b"",
+    b"no line",
+    b"a\nb\nj1",
+    b"{made}\n{times}\n",
+    b"{made}\n1\nj1",
+    b"{made}\n{times}\nj[1, 2",
+    b"{made}\n{times}\nj\xff",
+    b"{made}\n{times}\nx1",
+    b"{made}\n{times}\np",
+    b"{made}\n{times}\np\x80\x05garbage",
+    b"{made}\n{times}\npctests.redis.test_store\nGone\n.",
+    b"{made}\n{times}\npcbuiltins\nopen\n(S'/nowhere'\ntR.",
+    b"{made}\n{times}\nj" + b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("malformed", MALFORMED, ids=lambda value: repr(value[:50]))
+@pytest.mark.parametrize("function", [counted, a_pickled_date], ids=lambda function: function.__name__)
+def test_a_malformed_value_is_made_anew(
+    machine: Machine, function: Any, malformed: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = machine.node(), machine.node()
+    value = on(here, function)
+    client = machine.server.client
+    (key,) = client.keys(f"*{machine.space}*{function.name}:values")
+    ((name, entry),) = client.hgetall(key).items()
+    made, times, _ = entry.split(b"\n", 2)
+    client.hset(key, name, malformed.replace(b"{made}", made).replace(b"{times}", times))
+    assert type(on(there, function)) is type(value)
+    assert len(calls) == 2
+    assert type(on(machine.node(), function)) is type(value)
+    assert len(calls) == 2, "what has been made anew is at Redis"
+    assert [record.levelname for record in caplog.records if "cannot be read" in record.getMessage()] == ["WARNING"]
+
+
+def test_a_malformed_number_of_the_last_deletion_does_not_stop_the_news(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    for node in (here, there):
+        assert on(node, counted, 1)[0] == 1
+    (key,) = machine.server.client.keys(f"*{machine.space}*deletions") or [f"{{{machine.space}}}:deletions"]
+    machine.server.client.set(key, b"garbage")
+    machine.server.kill_connections()
+    with here.active():
+        counted.invalidate(1)
+    wait_until(lambda: on(there, counted, 1)[0] == 2, what="the new value")
+
+
+# -- forks and interrupts
+
+
+def test_a_computation_that_goes_on_in_a_child_does_not_put_its_value(machine: Machine) -> None:
+    machine.node(), machine.node()
+    here, there = (backend.store(counted.name, 8, time.monotonic) for backend in machine.backends)
+    key = key_of((1,))
+    claim = here.claim(key, 0)
+    assert claim is not None
+    assert not in_child(lambda: here.settle(key, claim, Entry([1], time.monotonic(), 60)))
+    assert there.get(key) is None
+    assert there.claim(key, 0) is None, "the claim is the parent's"
+    assert here.settle(key, claim, Entry([2], time.monotonic(), 60))
+    assert (found := there.get(key)) is not None
+    assert found.value == [2]
+
+
+def test_a_child_computes_and_shares_too(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    first = Asked(lambda: on(here, gated))
+    gate.reached()
+    assert in_child(lambda: [on(here, counted, 5)[0], on(here, counted, 5)[0]]) == [2, 2]
+    assert on(there, counted, 5)[0] == 2, "the child's value, which it counted after its parent's call"
+    gate.open()
+    assert first.answer() == 1
+
+
+def test_a_claim_that_is_dropped_ends_with_its_lease(machine: Machine) -> None:
+    machine.node(), machine.node()
+    here, there = (backend.store(counted.name, 8, time.monotonic) for backend in machine.backends)
+    key = key_of((1,))
+    claim = here.claim(key, 0)
+    assert claim is not None
+    del claim  # as where an interrupt ends the computation
+    assert there.claim(key, PATIENCE) is not None
+    assert here.claim(key_of((2,)), 0) is not None
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pushdemo.cache import Caches, canonical
+from pushdemo.redis import store
+from pushdemo.redis.backend import RedisBackend
+from tests.redis.test_store import counted
+
+class Interrupt(BaseException):
+    pass
+
+FOLDERS = os.path.dirname(canonical.__file__), os.path.dirname(store.__file__)
+interrupts = 0
+
+def handler(number, frame):
+    global interrupts
+    if frame.f_code.co_filename.startswith(FOLDERS):
+        interrupts += 1
+        raise Interrupt
+
+signal.signal(signal.SIGALRM, handler)
+backend = RedisBackend(*sys.argv[1:])
+backend.start([])
+with Caches(store=backend.store, wait=10).active():
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0002)
+    while interrupts < 300:
+        try:
+            for number in range(5):
+                counted(number)
+                counted.invalidate(number)
+                counted(number)
+        except Interrupt:
+            pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in range(5):
+        counted(number)
+        assert counted(number)[1] == {"args": 1}
+backend.close()
+"""
+
+
+def test_interrupts_leave_no_key_locked(machine: Machine) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, machine.server.url, machine.space]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
