@@ -1,8 +1,8 @@
 """The server's loop: one thread that waits for the sockets of connections, and calls what others leave for it.
 
-Knows sockets and what handles their events, no waitress. Any thread may call `watch`, `forget`, `call_soon` and `wake`:
-a selector takes changes while its thread waits in it. An event may be reported late, when its socket is closed already
-and another has its number: a handler must take each report as a hint.
+Knows sockets and what handles their events, no waitress. Any thread may call `watch`, `unwatch`, `call_soon` and
+`wake`: a selector takes changes while its thread waits in it. An event may be reported late, when its socket is closed
+already and another has its number: a handler must take each report as a hint.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Protocol
 log = logging.getLogger("pushdemo")
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+ALL = READ | WRITE
 
 
 class Handler(Protocol):
@@ -41,28 +42,43 @@ class Loop:
         for end in (self._ear, self._bell):
             end.setblocking(False)
         self._selector.register(self._ear, READ)
+        self._known: dict[int | None, tuple[Handler, int]] = {}  # changed under the lock, read by any thread
 
     # -- any thread
 
-    def watch(self, fd: int, events: int, handler: Handler) -> None:
-        """Report these events of a socket, and no others from now on."""
-        with self._lock:
-            if self._closed:
-                return
-            with suppress(KeyError):
-                if self._selector.get_key(fd).data is handler:
-                    with suppress(OSError):  # closed meanwhile: its number is another's, or nobody's
-                        self._selector.modify(fd, events, handler)
-                    return
-                self._selector.unregister(fd)  # of a socket that was closed without a word
-            with suppress(OSError):
-                self._selector.register(fd, events, handler)
+    def watched(self, fd: int | None, handler: Handler) -> int:
+        """The events of a handler's socket that are reported."""
+        known = self._known.get(fd)
+        return known[1] if known and known[0] is handler else 0
 
-    def forget(self, fd: int, handler: Handler) -> None:
-        """Report nothing of a socket any more; call it before the socket is closed."""
-        with self._lock, suppress(KeyError):
-            if not self._closed and self._selector.get_key(fd).data is handler:
+    def watch(self, fd: int, events: int, handler: Handler) -> None:
+        """Report these events of a socket too."""
+        if events & ~self.watched(fd, handler):
+            with self._lock:
+                self._set(fd, self.watched(fd, handler) | events, handler)
+
+    def unwatch(self, fd: int, events: int, handler: Handler) -> None:
+        """Report these events of a socket no more. Before it is closed, do so with all of them.
+
+        Whoever may have called `watch` meanwhile, and found the event watched, has to be asked afterwards.
+        """
+        with self._lock:
+            if before := self.watched(fd, handler):
+                self._set(fd, before & ~events, handler)
+
+    def _set(self, fd: int, events: int, handler: Handler) -> None:
+        # Under the lock: the record here and the kernel's are two. A number may still be that of a socket which was
+        # closed without a word; the kernel knows nothing of it any more.
+        if self._closed:
+            return
+        if fd in self._known:
+            del self._known[fd]
+            with suppress(KeyError, OSError):
                 self._selector.unregister(fd)
+        if events:
+            with suppress(OSError):  # closed meanwhile
+                self._selector.register(fd, events, handler)
+                self._known[fd] = handler, events
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Have the loop's thread call `function`."""

@@ -22,7 +22,7 @@ Theory of operation. A connection is a `ParkingChannel`, and in one of these sta
 
 Each step is made by the thread that has the channel; there is no turn of the loop between worker, hub and loop. So:
 only the loop closes or reads a channel that it watches; others add to what it watches (`attend`), and only the loop
-takes away (`_unwatch`), looking again afterwards whether somebody has added meanwhile. A parked channel's socket must
+takes away, looking again afterwards whether somebody has added meanwhile. A parked channel's socket must
 not be touched by its channel.
 """
 
@@ -43,7 +43,7 @@ from waitress.task import WSGITask
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.pull import Pulled
 from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint
-from pushdemo.loop import READ, WRITE, Loop
+from pushdemo.loop import ALL, READ, WRITE, Loop
 from pushdemo.workers import Work, Workers
 
 log = logging.getLogger("pushdemo")
@@ -244,7 +244,6 @@ class ParkingChannel(HTTPChannel):
     server: Reception
     socket: Any  # a socket; None once it is another's
     held: list[bytes] | None = None  # what a task writes together; the worker's
-    watched = 0  # the events that the loop reports; any thread adds, the loop takes away
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
     parser_class = ParkingRequest
 
@@ -256,21 +255,15 @@ class ParkingChannel(HTTPChannel):
     def attend(self) -> None:
         """Have the loop watch for what there is to read or to write."""
         fd = self._fileno
-        wanted = self._wanted()
-        if fd is not None and wanted & ~self.watched:
-            self.watched |= wanted
-            self.server.loop.watch(fd, self.watched, self)
-
-    def _wanted(self) -> int:
-        return (READ if self.readable() else 0) | (WRITE if self.writable() else 0)
+        if fd is not None:
+            self.server.loop.watch(fd, (READ if self.readable() else 0) | (WRITE if self.writable() else 0), self)
 
     def del_channel(self, map: dict[int, Any] | None = None) -> None:
         """Leave waitress's maps, and the loop."""
         fd = self._fileno
         super().del_channel(map)
-        if self.watched and fd is not None:
-            self.watched = 0
-            self.server.loop.forget(fd, self)
+        if fd is not None:
+            self.server.loop.unwatch(fd, ALL, self)
 
     # -- the loop
 
@@ -291,19 +284,11 @@ class ParkingChannel(HTTPChannel):
                 self.handle_write()
                 if self.writable():
                     events &= ~WRITE
-            self._unwatch(fd, events)
+            if events and self._fileno is not None:
+                self.server.loop.unwatch(fd, events, self)
+                self.attend()  # a worker may have ended the request in between, and found it watched
         except Exception:
             self.handle_error()
-
-    def _unwatch(self, fd: int, events: int) -> None:
-        if self._fileno is None or not events & self.watched:
-            return
-        self.watched &= ~events
-        if self.watched:
-            self.server.loop.watch(fd, self.watched, self)
-        else:
-            self.server.loop.forget(fd, self)
-        self.attend()  # a worker may have ended the request in between, and found it watched
 
     def handle_read(self) -> None:
         """As in waitress; but a report may be late, and nothing to read is then no error."""
@@ -365,14 +350,18 @@ class ParkingChannel(HTTPChannel):
 
     def _settle(self) -> None:
         """A request is over: close the connection if that was the last one, or have the loop see to what is next."""
-        if self.close_when_flushed and not self.total_outbufs_len and not self.watched & WRITE:
+        if self.close_when_flushed and not self.total_outbufs_len and not self._writes():
             self.handle_close()
         else:
             self.attend()
 
+    def _writes(self) -> bool:
+        """Whether the loop may be writing."""
+        return bool(self.server.loop.watched(self._fileno, self) & WRITE)
+
     def _park(self, task: ParkingTask) -> None:
         """Give the socket to the hub."""
-        if self.adj.channel_request_lookahead or self.watched & WRITE or self.total_outbufs_len:
+        if self.adj.channel_request_lookahead or self.total_outbufs_len or self._writes():
             self.server.loop.call_soon(partial(self._hand_over, task))  # the loop may be reading or writing
         else:
             self._hand_over(task)

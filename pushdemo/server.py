@@ -125,7 +125,7 @@ class Listener:
         if accepts != self._watched:
             self._watched = accepts
             loop, fd = self._reception.loop, self._listener.socket.fileno()
-            loop.watch(fd, READ, self) if accepts else loop.forget(fd, self)
+            loop.watch(fd, READ, self) if accepts else loop.unwatch(fd, READ, self)
 
     def _close_idle(self, since: float) -> None:
         for channel in list(self.channels.values()):
@@ -158,7 +158,7 @@ class Listener:
 
     def close(self) -> None:
         """Refuse whoever comes from now on."""
-        self._reception.loop.forget(self._listener.socket.fileno(), self)
+        self._reception.loop.unwatch(self._listener.socket.fileno(), READ, self)
         wasyncore.dispatcher.close(self._listener)
 
 

@@ -159,6 +159,7 @@ class Feed:
 
     def sweep(self, now: float) -> None:
         """Close streams that do not read, keep quiet ones alive, answer the polls whose time is over."""
+        self.topic.start_again()
         for group in self.groups.values():
             group.sweep(now)
         for poll in list(self.polls):

@@ -44,6 +44,11 @@ class MergedTopic(Topic):
                     part.join()
                 self._catch_up()  # with what came since the first client asked where to begin
 
+    def start_again(self) -> None:
+        """As for one topic, for each part."""
+        for part in self.parts:
+            part.start_again()
+
     def leave(self) -> None:
         """One client less."""
         with self.lock:

@@ -25,6 +25,7 @@ log = logging.getLogger("pushdemo")
 
 SLOW = 5.0  # seconds after which a call is no more counted among the pool's
 _IDLE = 10.0  # seconds that a worker waits for the next call before it ends
+_AGAIN = 0.5  # seconds before a thread is asked for again that the system did not have
 _TOGETHER = 0.002  # seconds that the scheduler sleeps at least: what is due meanwhile begins with one turn
 
 
@@ -74,6 +75,7 @@ class SourcePool:
         self._workers = 0  # threads that count, idle or not
         self._idle = 0
         self._begun: dict[int, float] = {}  # when each call that counts began, in that order; by its thread
+        self._lacking = False  # the system had no thread for the last one that was wanted
         self._apart = 0  # threads that do not count: slow calls, and sources that pace themselves
 
     @property
@@ -93,11 +95,17 @@ class SourcePool:
         with self._lock:
             heapq.heappush(self._heap, call)
             if self._scheduler is None:
-                self._scheduler = threading.Thread(target=self._schedule, name="pushdemo-sources", daemon=True)
-                self._scheduler.start()
+                self._scheduler = self._started(self._schedule, "pushdemo-sources")
             elif self._heap[0] is call:
                 self.changed.notify()
         return call
+
+    def start_again(self) -> None:
+        """Begin the scheduler if it is wanted, and the system had no thread for it before."""
+        if self._heap and self._scheduler is None:
+            with self._lock:
+                if self._heap and self._scheduler is None:
+                    self._scheduler = self._started(self._schedule, "pushdemo-sources")
 
     def cancel(self, call: Call) -> None:
         """Do not call it, unless it has begun."""
@@ -121,7 +129,7 @@ class SourcePool:
             self._cancelled -= 1
 
     def begin_apart(self, function: Callable[[], None], name: str) -> bool:
-        """Call `function` in a thread of its own, whether there is room for one more; False where there is none."""
+        """Call `function` in a thread of its own; False where there is none left."""
         with self._lock:
             if self.full:
                 return False
@@ -134,8 +142,11 @@ class SourcePool:
                 with self._lock:
                     self._apart -= 1
 
-        threading.Thread(target=run, name=f"pushdemo-source-{name}", daemon=True).start()
-        return True
+        if self._started(run, f"pushdemo-source-{name}"):
+            return True
+        with self._lock:
+            self._apart -= 1
+        return False
 
     # -- the scheduler's thread
 
@@ -179,12 +190,15 @@ class SourcePool:
         wanted = len(self._ready)
         self._wanted.notify(wanted)
         for _ in range(min(wanted - self._idle, self.threads - self._workers)):
+            if not self._started(self._work, f"pushdemo-source-{self._workers + 1}"):
+                return  # `_pause` is short then
             self._workers += 1
-            threading.Thread(target=self._work, name=f"pushdemo-source-{self._workers}", daemon=True).start()
 
     def _pause(self, now: float) -> float | None:
         """Seconds until a call is due or has become slow; None where neither will."""
         times = [call.due for call in self._heap[:1]]
+        if self._ready and not self._workers:
+            times.append(now + _AGAIN)  # there was no thread for one
         if (self._begun or self._ready) and not self.full:
             times.append(next(iter(self._begun.values()), now) + self._slow)
         return max(_TOGETHER, min(times) - now) if times else None
@@ -195,7 +209,7 @@ class SourcePool:
         while (function := self._next()) is not None:
             try:
                 function()
-            except Exception:
+            except BaseException:  # sys.exit too: this is not the process's main thread
                 log.exception("the pool of the sources met an error and goes on")
             if not self._done():
                 return
@@ -229,3 +243,18 @@ class SourcePool:
 
     def _is_over(self) -> bool:
         return not (self._heap or self._ready or self._begun)
+
+    # -- any thread
+
+    def _started(self, run: Callable[[], None], name: str) -> threading.Thread | None:
+        """A thread, or None where the system has none left: then it is asked for again. The log is told once."""
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._lacking:
+                log.error("sources wait for a thread: %s cannot be started (%s)", name, error)
+            self._lacking = True
+            return None
+        self._lacking = False
+        return thread

@@ -75,7 +75,7 @@ class Run:
         """Close a generator, so that its `finally` runs now."""
         try:
             self._context.run(self._close)
-        except Exception:
+        except BaseException:
             log.exception("a source's generator raised while it was closed")
 
     def _close(self) -> None:
@@ -152,6 +152,10 @@ class Producer:
         if not self.running:
             self._fresh = self.topic.clock() < self.due
         self._look()
+
+    def start_again(self) -> None:
+        """See MessageProducer."""
+        self.pool.start_again()
 
     def stop(self) -> None:
         """The last client has gone; the run ends when none comes in time."""
@@ -256,7 +260,7 @@ class Producer:
         except StopIteration:
             self._end_run()
             self._finish()
-        except Exception as error:
+        except BaseException as error:  # sys.exit too: what runs here is not the process's main program
             if not (self.closed or self.topic.closed or self.topic.ended):  # by somebody else, a moment ago
                 self._end_run()
                 self._failed(error)
@@ -267,7 +271,7 @@ class Producer:
             self._run.close()
             self._run = None
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         """Tell the clients and the log once, and leave the source alone for a while, each time for longer."""
         self._failures += 1
         pause = min(LONGEST_PAUSE, (self.interval or 1.0) * 2 ** min(self._failures - 1, 16))

@@ -45,6 +45,9 @@ class MessageProducer(Protocol):
     def start(self) -> None:
         """The first client has come."""
 
+    def start_again(self) -> None:
+        """Go on, if the system had no thread left before; called now and then, without the lock."""
+
     def stop(self) -> None:
         """The last client has gone."""
 
@@ -247,6 +250,11 @@ class Topic:
                 self.producer.start()
         if first and self.on_clients:
             self.on_clients(self)
+
+    def start_again(self) -> None:
+        """Have the producer go on that the system had no thread for; whoever holds clients calls it now and then."""
+        if self.producer:
+            self.producer.start_again()
 
     def leave(self) -> None:
         """One client less; the last stops the producer."""

@@ -305,15 +305,14 @@ class Sessions:
             raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
 
     def _start_sweeper(self) -> None:
-        """Locked."""
-        if self._sweeper is None:
-            sweeper = threading.Thread(target=self._sweep_on, name="pushdemo-generators", daemon=True)
-            sweeper.start()
-            self._sweeper = sweeper
+        """Locked. Called again and again while there are sessions: the system may have no thread left at first."""
+        if self._sweeper is None and (self._live or self._ended):
+            self._sweeper = _started(self._sweep_on, "pushdemo-generators")
 
     def _release(self, session: Session) -> None:
         """Give the turn back."""
         with self._lock:
+            self._start_sweeper()
             session.idle_since = self._clock()
             if session.steps is None:
                 self._settle(session)
@@ -352,9 +351,12 @@ class Sessions:
     def _close_soon(self, session: Session) -> None:
         """Locked. Have a generator closed whose turn the caller has."""
         self._retired.append(session)
-        if self._closers < CLOSERS:
-            threading.Thread(target=self._close_retired, name="pushdemo-generators-close", daemon=True).start()
-            self._closers += 1
+        self._start_closer()
+
+    def _start_closer(self) -> None:
+        """Locked."""
+        if self._retired and self._closers < CLOSERS:
+            self._closers += _started(self._close_retired, "pushdemo-generators-close") is not None
 
     def _close_retired(self) -> None:
         while True:
@@ -387,8 +389,12 @@ class Sessions:
 
     def _sweep_on(self) -> None:
         while True:
-            self.sweep()
+            try:
+                self.sweep()
+            except Exception:
+                log.exception("json_yield: the sweeper met an error and goes on")
             with self._lock:
+                self._start_closer()  # if there was no thread for one
                 pause = self._pause(self._live, self._ended)
                 if pause is None:
                     self._sweeper = None
@@ -405,6 +411,17 @@ class Sessions:
 
     def _closed(self, session: Session) -> Refused:
         return self._stopped() or Refused(410, _CLOSED, count=session.count)
+
+
+def _started(run: Callable[[], None], name: str) -> threading.Thread | None:
+    """A thread, or None where the system has none left: it is tried again."""
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        log.error("json_yield: %s cannot be started (%s); it is tried again", name, error)
+        return None
+    return thread
 
 
 def _first(store: OrderedDict[Owner, Session]) -> Session:

@@ -579,3 +579,87 @@ def test_a_forked_process_runs_the_source_in_a_thread_of_its_own(time: Time, top
 
     assert in_child(made_in_child) == ["value 1", "value 2"]
     topic.leave()
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(2), GeneratorExit(), KeyboardInterrupt(), MemoryError(), StopAsyncIteration()]
+)
+@pytest.mark.parametrize("generator", [False, True])
+def test_whatever_a_source_raises_is_a_failure_and_it_is_tried_again(
+    error: BaseException, generator: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, calls = Topic(NAME, content_type="text/plain"), []
+
+    def call() -> str:
+        calls.append(None)
+        if len(calls) <= 3:
+            raise error
+        return "value"
+
+    def generate() -> Iterator[str]:
+        while True:
+            yield call()
+
+    topic.producer = Producer(topic, generate if generator else call, 0.01, pool=SourcePool(), linger=0.01)
+    topic.join()
+    try:
+        assert entries(topic, 2) == ["(failing)", "value"]
+        assert len([record for record in caplog.records if record.exc_info]) == 1
+    finally:
+        topic.close()
+
+
+def test_a_generator_that_cannot_be_closed_leaves_its_topic_startable(caplog: pytest.LogCaptureFixture) -> None:
+    topic, closed = Topic(NAME, content_type="text/plain"), threading.Semaphore(0)
+
+    def source() -> Iterator[str]:
+        try:
+            while True:
+                yield "value"
+        finally:
+            closed.release()
+            raise SystemExit(3)
+
+    topic.producer = Producer(topic, source, 0.01, pool=SourcePool(), linger=0.0)
+    for number in range(3):
+        topic.join()
+        assert topic.wait(topic.head, PATIENCE), number
+        topic.leave()
+        assert closed.acquire(timeout=PATIENCE)
+    topic.close()
+    wait_until(lambda: len(caplog.records) == 3)
+
+
+@pytest.mark.parametrize("kind", ["call", "generator", "own pace"])
+@pytest.mark.parametrize("missing", [1, 2, 3, 9])
+def test_a_source_for_which_the_system_has_no_thread_is_started_when_there_is_one(
+    kind: str, missing: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients wait for it meanwhile, and the next one has it tried again, or whoever holds those that there are."""
+
+    def generate() -> Iterator[str]:
+        while True:
+            yield "value"
+            threading.Event().wait(0.01)
+
+    topic = Topic(NAME, content_type="text/plain")
+    source = {"call": lambda: "value", "generator": generate, "own pace": generate}[kind]
+    topic.producer = Producer(topic, source, 0.0 if kind == "own pace" else 0.01, pool=SourcePool(), linger=0.01)
+    started, start = [], threading.Thread.start
+
+    def start_later(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) <= missing:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    topic.join()
+    topic.join()
+    assert topic.clients == 2
+    try:
+        wait_until(lambda: topic.start_again() or topic.number)
+        assert entries(topic, topic.head)[-1] == "value"
+        assert 1 <= len(caplog.records) <= 3
+    finally:
+        topic.close()

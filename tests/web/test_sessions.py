@@ -968,3 +968,23 @@ def sweepers() -> list[threading.Thread]:
 def closers() -> list[threading.Thread]:
     """The threads that close generators for this test."""
     return threads("pushdemo-generators-close")
+
+
+def test_sessions_are_swept_and_closed_though_the_system_had_no_thread_at_first(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions, source = Sessions(timeout=60.0, clock=clock), Source()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread_left)
+        assert take(sessions, source, "a") == ("ready", [1], 1)
+        assert take(sessions, source, "b") == ("ready", [1], 1)
+        assert sessions.forget(owner("b"))
+    assert take(sessions, source, "a") == ("ready", [2], 2)
+    assert len(sweepers()) == 1
+    wait_until(lambda: sessions.info()["open"] == 1, what="the closing of the one that was forgotten")
+    assert "cannot be started" in caplog.text
+    assert sessions.close() == 0
+
+
+def no_thread_left(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
