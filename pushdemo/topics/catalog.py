@@ -252,28 +252,31 @@ class Catalog(Mapping[str, Topic]):
     # -- what lives, and for how long; under the lock
 
     def _make(self, declaration: Declaration, reference: Reference) -> Topic:
-        if declaration.lifetime != FOREVER:
-            self._make_room()
+        mortal = declaration.lifetime != FOREVER
+        if mortal and not self._make_room():
+            raise TopicLimitError(f"all {self.limit} topics that may live have clients (pushdemo.topics.limit)")
         topic = declaration.make(reference)
-        if declaration.lifetime != FOREVER:
+        if mortal:
             topic.on_clients = self._clients_changed
             topic.values = reference.values
         return topic
 
-    def _make_room(self) -> None:
-        while self._mortal >= self.limit:
+    def _make_room(self, places: int = 1) -> bool:
+        """Forget the longest idle topics until there is room for so many more; whether there is."""
+        while self._mortal + places > self.limit:
             fronts = [(next(iter(known.idle.values())), known) for known in self._declared.values() if known.idle]
             if not fronts:
-                raise TopicLimitError(
-                    f"all {self.limit} topics that may live at once have clients (pushdemo.topics.limit)"
-                )
+                return False
             topic, declaration = min(fronts, key=lambda front: front[0].used)
             self._forget(declaration, topic)
+        return True
 
     def _begin_life(self, declaration: Declaration, topic: Topic) -> None:
+        if declaration.lifetime != FOREVER:
+            self._make_room()  # where there is none, one that lives again is kept nevertheless
+            self._mortal += 1
         self._live[topic.name] = topic
         declaration.live += 1
-        self._mortal += declaration.lifetime != FOREVER
         declaration.published -= topic.number  # it counts itself while it lives
         if declaration.equip:
             producer = declaration.equip(topic, dict(topic.values))
@@ -289,6 +292,7 @@ class Catalog(Mapping[str, Topic]):
         topic.used = self.clock()
         declaration.idle[topic.name] = topic
         declaration.idle.move_to_end(topic.name)
+        self._make_room(0)  # more live than there is room for where forgotten ones had to live again
         if self._sweep_call is None:
             self._plan_sweep()
 
