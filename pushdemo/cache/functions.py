@@ -55,9 +55,11 @@ class Function:
         Where other functions may have this name too, it has a `<`: such as `<lambda>`, or OWN. Then the values must not
         be shared with other processes.
         """
-        return self.name if self.named or "<" in self.name or self._is_at_its_address() else self.name + OWN
+        return self.name if self.named or "<" in self.name or self._is_the_only_one() else self.name + OWN
 
-    def _is_at_its_address(self) -> bool:
+    def _is_the_only_one(self) -> bool:
+        if self.name in _doubled:  # the values of an older one may be at the store
+            return False
         found = found_at(self.module, self.qualname)
         for _ in range(_DEEPEST):
             if isinstance(found, Function):
@@ -66,10 +68,23 @@ class Function:
         return False
 
 
-# The last memorized function of each name in the process, and the names that have been warned of: under _names_lock.
+# The last memorized function of each name in the process; all names so far, and those of several functions. Under
+# _names_lock.
 _names: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
+_seen: set[str] = set()
 _doubled: set[str] = set()
+_told: set[str] = set()  # what the log knows of these
+
+
 _names_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _names_lock
+    _names_lock = threading.RLock()
+
+
+call_in_child(_after_fork)
 
 
 class UnknownFunctionError(LookupError):
@@ -264,16 +279,20 @@ def register(function: Function) -> None:
         other = _names.get(function.name)
         if other is not None and other.address != function.address:
             raise ValueError(f"name={function.name!r} for {function.address}: {other.address} has this name already")
-        doubled = other is not None and "<" not in function.name and function.name not in _doubled
-        if doubled:
-            _doubled.add(function.name)
         _names[function.name] = function
-    if doubled:
-        log.warning(
-            "two memorized functions are called %s, by the ini and by nodes that share values: give each a name of "
-            "its own, memorize(name=...)",
-            function.name,
-        )
+        if "<" in function.name:  # each has values of its own
+            return
+        if function.name in _seen:
+            _doubled.add(function.name)
+        _seen.add(function.name)
+        if other is None or function.name in _told:
+            return
+        _told.add(function.name)
+    log.warning(
+        "two memorized functions are called %s, by the ini and by nodes that share values: give each a name of its "
+        "own, memorize(name=...)",
+        function.name,
+    )
 
 
 def may_pickle(name: str) -> bool:

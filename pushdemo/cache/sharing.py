@@ -14,10 +14,12 @@ import os
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
+from types import GeneratorType
 from typing import Any
 
 _FOLDER = os.path.dirname(__file__)
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes, list, tuple, dict})
+_LONGEST = 200  # lines of a note
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a class statement has made
 
 
@@ -66,6 +68,7 @@ def _is_read_once(value: Any) -> bool:
         any(map(has, ("__next__", "__anext__", "__await__", "fetchone", "fetchall", "fetchmany")))
         or isinstance(value, io.IOBase)
         or isinstance(own.get("file"), io.IOBase)  # as the files of `tempfile` have it
+        or isinstance(own.get("gen"), GeneratorType)  # as what a @contextmanager returns has it
         or (has("read", "close") and (has("seek") or has("readline")))
     )
 
@@ -92,7 +95,12 @@ def template(error: Exception) -> Exception | None:
     if made is None or not isinstance(getattr(made, "__notes__", []), list):
         return None
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_FOLDER)]
-    made.add_note("Raised for another caller, who computed the value:\n" + "".join(traceback.format_list(frames)))
+    lines = ["Raised for another caller, who computed the value:\n", *traceback.format_list(frames)]
+    cause = error.__cause__
+    while cause is not None and len(lines) < _LONGEST:  # without their contexts, of which that caller's may be one
+        lines += ["The cause:\n", *traceback.format_exception(cause, chain=False)]
+        cause = cause.__cause__
+    made.add_note("".join(lines))
     return made
 
 

@@ -97,7 +97,8 @@ class RedisBackend:
         if "<" in name:  # <locals>, <lambda>: several functions may have this name, and each its own values
             return CachetoolsStore(name, maxsize, timer)
         pickles = may_pickle(name)
-        store = RedisStore(self._link, self._renewals, name, maxsize, timer, may_pickle=pickles)
+        listens = self._reader.resume
+        store = RedisStore(self._link, self._renewals, name, maxsize, timer, may_pickle=pickles, listens=listens)
         self._deletions.add(store)
         return store
 

@@ -19,6 +19,8 @@ from redis.backoff import NoBackoff
 from redis.connection import ConnectionInterface
 from redis.retry import Retry
 
+from pushdemo.forking import call_in_child
+
 log = logging.getLogger("pushdemo")
 
 CONNECT_TIMEOUT = 1.0  # seconds
@@ -52,14 +54,18 @@ class Link:
         self.client = self._connect()  # for commands given to `call`
         options = self.client.connection_pool.connection_kwargs
         self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
         self.channel = self.key("news", str(options.get("db", 0)))  # all databases of a Redis have the same channels
-        self._lock = threading.Lock()  # guards all below
+        self._after_fork()
+        call_in_child(self._after_fork)
         self._closed = False
         self._succeeded = self._failed = float("-inf")  # when a command last was or was not; any thread sets the first
         self._trouble = ""
         self._known = False  # whether anything has been heard of it, good or bad
         self._quiet_until: dict[str, float] = {}  # by the kind of error
+
+    def _after_fork(self) -> None:
+        self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
+        self._lock = threading.Lock()  # guards what is known of Redis
 
     @property
     def trouble(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from pushdemo.forking import call_in_child
 from pushdemo.redis.connection import Fields, Link, ListenerLostError, RedisUnavailableError
 
 log = logging.getLogger("pushdemo")
@@ -49,6 +50,15 @@ class Reader:
         self._listener = link.listener()
         self._followers: dict[bytes, Follower] = {}
         self._closed = threading.Event()
+        self._started = self._lost = False
+        call_in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        # The thread and its connection are the parent's. A child that needs news says so, see `resume`; most need none.
+        self._listener = self._link.listener()
+        self._closed = threading.Event()
+        self._lost, self._started = self._started, False
+        self._resuming = threading.Lock()
 
     def follow(self, follower: Follower) -> None:
         """Bring it news too, once started."""
@@ -60,9 +70,18 @@ class Reader:
 
     def start(self) -> None:
         """Have all catch up now, before the first client comes, if Redis can be reached; then listen."""
+        self._started = True
         with suppress(RedisUnavailableError):  # the log knows, and the thread goes on trying
             self._look()
         threading.Thread(target=self._run, name="pushdemo-redis-reader", daemon=True).start()
+
+    def resume(self) -> None:
+        """Start in a forked child, if the parent had started; at once where there is nothing to do."""
+        if self._lost:
+            with self._resuming:
+                lost, self._lost = self._lost, False
+            if lost:
+                self.start()
 
     def close(self) -> None:
         """The application stops: the thread ends its connection and itself, within a second or so."""

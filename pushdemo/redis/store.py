@@ -57,16 +57,28 @@ class _Beat:
 
 
 class RedisStore:
-    """See Store. `may_pickle`: values that JSON cannot carry are pickled, and pickles are loaded."""
+    """See Store. `may_pickle`: values that JSON cannot carry are pickled, and pickles are loaded.
+
+    `listens` makes sure that this process hears of deletions; a forked child does not, until it needs to.
+    """
 
     def __init__(
-        self, link: Link, renewals: Renewals, name: str, maxsize: int, timer: Timer, *, may_pickle: bool = False
+        self,
+        link: Link,
+        renewals: Renewals,
+        name: str,
+        maxsize: int,
+        timer: Timer,
+        *,
+        may_pickle: bool = False,
+        listens: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._timer = timer
         self._maxsize = maxsize
         self._may_pickle = may_pickle
         self._renewals = renewals
+        self._listens = listens
         self._keys = [link.key("cache", name, part) for part in ("values", "times", "claims")]
         self._deletions_key = link.key("deletions")
         self._channel = link.channel
@@ -87,6 +99,7 @@ class RedisStore:
         # Re-entrant, as what a value's destructor does may come back here.
         self._lock = threading.RLock()
         self._life = object()  # the claims of the process before the fork are not this one's
+        self._copies.near.clear()  # of deletions since the fork it has not heard
 
     @property
     def near(self) -> Mapping[Key, Entry]:
@@ -112,6 +125,7 @@ class RedisStore:
 
     def claim(self, key: Key, timeout: float) -> object | None:
         """See Store. While Redis cannot be reached, a claim is this process's own."""
+        self._listens()
         until = time.monotonic() + timeout
         turn = self._turns.claim(key, timeout)
         name = self._digest(key)

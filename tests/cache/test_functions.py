@@ -300,7 +300,6 @@ AT_THEIR_ADDRESS = [
     Shop.static_below,
     Shop.size.fget,  # type: ignore[attr-defined]
     Shop.Inner.method,
-    redefined,
 ]
 
 
@@ -332,6 +331,7 @@ numbers = itertools.count()
 def test_a_method_that_an_object_memorizes_and_a_function_that_was_redefined_are_not_shared() -> None:
     assert "<" in Table().row.store_name()  # type: ignore[attr-defined]
     assert "<" in the_first.store_name()
+    assert "<" in redefined.store_name(), "the values of the first may be at the store under this name"
 
 
 def test_a_second_function_of_a_name_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

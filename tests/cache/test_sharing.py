@@ -119,6 +119,7 @@ READ_ONCE: dict[str, Callable[[], Any]] = {
     "StringIO": lambda: io.StringIO("a"),
     "cursor of one's own": OwnCursor,
     "file of one's own": OwnFile,
+    "context manager": lambda: contextlib.contextmanager(lambda: (yield))(),  # type: ignore[misc]
     "in a list": lambda: [map(str, [1, 2])],
     "in a tuple": lambda: (iter([1, 2]), 2),
     "in a dict": lambda: {"rows": iter([1, 2])},
@@ -420,6 +421,24 @@ def lambda_of(function: Any, ask: Callable[[], Any]) -> Any:
             return ask()
 
     return Asking()
+
+
+def test_a_copy_tells_the_cause_but_not_the_context_of_the_other_caller() -> None:
+    try:
+        try:
+            raise KeyError("card 4711")
+        except KeyError:
+            try:
+                raise OSError("the disk is full")
+            except OSError as cause:
+                raise Plain("not stored") from cause
+    except Plain as error:
+        made = template(error)
+    assert made is not None
+    text = "".join(traceback.format_exception(made))
+    assert "OSError: the disk is full" in text
+    assert "KeyError" not in text
+    assert made.__cause__ is None
 
 
 def test_except_clauses_and_attributes_go_on_working() -> None:

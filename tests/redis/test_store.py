@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 import time
@@ -791,6 +792,53 @@ def test_a_child_computes_and_shares_too(machine: Machine) -> None:
     assert on(there, counted, 5)[0] == 2, "the child's value, which it counted after its parent's call"
     gate.open()
     assert first.answer() == 1
+
+
+def test_a_child_hears_of_deletions(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    assert on(here, counted, 1)[0] == 1
+    reader, writer = os.pipe()
+    told, tell = os.pipe()
+
+    def child() -> Any:
+        first = on(here, counted, 1)[0]
+        os.write(writer, b".")
+        os.read(told, 1)
+        calls.extend([(), ()])
+        wait_until(lambda: on(here, counted, 1)[0] == 4, what="the new value")
+        return first
+
+    def forget() -> None:
+        os.read(reader, 1)
+        with there.active():
+            counted.invalidate(1)
+        os.write(tell, b".")
+
+    forgetting = Asked(forget)
+    assert in_child(child) == 1
+    forgetting.answer()
+    for end in (reader, writer, told, tell):
+        os.close(end)
+
+
+def test_a_child_does_not_trust_the_copies_of_its_parent(machine: Machine) -> None:
+    here, there = machine.node(), machine.node()
+    assert on(here, counted, 1)[0] == 1
+
+    def child() -> Any:
+        with there.active():  # the other node's way to Redis, in this child
+            counted.invalidate(1)
+        return on(here, counted, 1)[0]
+
+    assert in_child(child) == 2
+
+
+def test_a_child_has_the_locks_of_the_connection_anew(machine: Machine) -> None:
+    here = machine.node()
+    link = machine.backends[0]._link
+    with link._lock, link._trying:
+        held = Asked(lambda: in_child(lambda: on(here, counted, 1)[0]))
+        assert held.answer() == 1
 
 
 def test_a_claim_that_is_dropped_ends_with_its_lease(machine: Machine) -> None:
