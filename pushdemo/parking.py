@@ -29,10 +29,10 @@ not be touched by its channel.
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
-from socket import MSG_PEEK
 from typing import Any
 
 from waitress.channel import HTTPChannel
@@ -41,120 +41,18 @@ from waitress.server import BaseWSGIServer
 from waitress.task import WSGITask
 
 from pushdemo.delivery.hub import Hub
-from pushdemo.delivery.pull import Pulled
-from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint
+from pushdemo.delivery.subscription import LongPoll, Subscription
 from pushdemo.loop import ALL, READ, WRITE, Loop
+from pushdemo.offer import Park, Postponed, Turn
 from pushdemo.workers import Work, Workers
 
 log = logging.getLogger("pushdemo")
-
-Application = Callable[..., Any]
-Parkable = Subscription | LongPoll | Pulled
 
 _TOGETHER = 65_536  # bytes of a body that are copied behind the headers, so that both are one `send`
 
 
 class Parked(BaseException):
     """Leaves `HTTPChannel.service` with the task, without ending the request: no handler of Exception stops it."""
-
-
-class Postponed(BaseException):
-    """Leaves `HTTPChannel.service`, as if the request had not been begun: it waits for a turn of `Workers`."""
-
-    def __init__(self, timeout: float) -> None:
-        super().__init__(timeout)
-        self.timeout = timeout
-
-
-class Turn:
-    """`pushdemo.turn` in the environ: how a view asks for its thread for longer than a page takes.
-
-    A view that gets no turn returns what `later` makes of its refusal. The server then forgets the response, and runs
-    the request from the beginning when there is a turn for it. After `timeout` seconds it runs it for the last time:
-    `late` is true then, and what the view returns is sent.
-    """
-
-    def __init__(self, task: ParkingTask) -> None:
-        self._own: bool | None = task.request.turn  # of a request that has waited: whether a turn came
-        self._workers = task.channel.server.workers
-        self.late = self._own is False
-
-    def take(self) -> bool:
-        """Whether the view may keep its thread: then it calls `give` when it is done."""
-        return self._own if self._own is not None else self._workers.take()
-
-    def give(self) -> None:
-        """The view is done."""
-        if self._own is None:
-            self._workers.give()
-
-    def later(self, timeout: float, refusal: Iterable[bytes]) -> Later:
-        """A body that has the server run the request later, or is the refusal where a middleware iterates it."""
-        return Later(timeout, refusal)
-
-
-class Later:
-    """See `Turn.later`."""
-
-    def __init__(self, timeout: float, refusal: Iterable[bytes]) -> None:
-        self.accepted = False
-        self._timeout = timeout
-        self._refusal = refusal
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self.accepted:
-            raise Postponed(self._timeout)
-        return iter(self._refusal)
-
-
-class Offer:
-    """A body that may be parked. It is if the server itself receives it, and is iterated if a middleware does."""
-
-    def __init__(self, task: ParkingTask, client: Parkable) -> None:
-        self.client = client
-        self.accepted = False
-        self._task = task
-
-    def __iter__(self) -> Iterator[bytes]:
-        if not self.accepted:
-            return self._in_thread()
-        self._task.parked = self.client
-        return iter(()) if isinstance(self.client, LongPoll) else iter((self.client.open(),))
-
-    def _in_thread(self) -> Iterator[bytes]:
-        """The response of a thread that waits with its client, if that is not the last one."""
-        client, workers = self.client, self._task.channel.server.workers
-        try:
-            if workers.take():
-                try:
-                    yield from (client.wait(),) if isinstance(client, LongPoll) else client
-                finally:
-                    workers.give()
-                return
-            log.warning("a middleware iterates the stream instead of passing it on, and no thread is left to hold it")
-            if isinstance(client, LongPoll):
-                yield client.waiting(retry_hint())
-            else:
-                yield client.open() + client.transport.retry(retry_hint())
-        finally:
-            client.close()  # there is middleware that forgets to close what it has iterated
-
-    def close(self) -> None:
-        """The end of the response, unless it goes on elsewhere."""
-        if self._task.parked is None:
-            self.client.close()
-
-
-def outermost(application: Application) -> Application:
-    """The application, seen from outside all middleware: an offer or a refusal that arrives here is accepted."""
-
-    def accepting(environ: dict[str, Any], start_response: Any) -> Any:
-        body = application(environ, start_response)
-        if type(body) in (Offer, Later):
-            body.accepted = True
-        return body
-
-    return accepting
 
 
 class ParkingRequest(HTTPRequestParser):
@@ -166,9 +64,13 @@ class ParkingRequest(HTTPRequestParser):
 class ParkingTask(WSGITask):
     """A request whose response may outlive its thread."""
 
-    parked: Parkable | None = None
+    park: Park  # what it offers to the application
     answered = False  # a long poll, by the hub
     first = b""  # of a stream's response: what the hub sends first
+
+    def __init__(self, channel: ParkingChannel, request: HTTPRequestParser) -> None:
+        super().__init__(channel, request)
+        self.park = Park(channel.server, channel.has_left)
 
     def service(self) -> None:
         """As in waitress, but nothing is left to do for a long poll that the hub has answered."""
@@ -181,15 +83,16 @@ class ParkingTask(WSGITask):
             handed_over = True
             raise
         finally:
-            if self.parked is not None and not handed_over:  # its headers cannot be sent, or its client has left
-                self.parked.close()
+            if not handed_over:  # its headers cannot be sent, or its client has left
+                self.park.parked = None
+            self.park.close(self.response_headers)
 
     def get_environment(self) -> dict[str, Any]:
         """waitress's environ, with the offers to park and to run the request later."""
         environ: dict[str, Any] = super().get_environment()
-        self.environ = None  # the offer below refers to the task: a cycle would keep every request until a collection
-        environ["pushdemo.park"] = lambda client: Offer(self, client)
-        environ["pushdemo.turn"] = Turn(self)
+        self.environ = None  # nobody needs it any more, and it is large
+        environ["pushdemo.park"] = self.park
+        environ["pushdemo.turn"] = Turn(self.request.turn, self.channel.server.workers)
         return environ
 
     def write(self, data: bytes) -> None:
@@ -204,14 +107,14 @@ class ParkingTask(WSGITask):
             super().write(data)
         finally:
             channel.held = None
-        if self.parked is None:
+        if self.park.parked is None:
             channel.write_soon(b"".join(held))
         else:
             self.first = b"".join(held)
 
     def finish(self) -> None:
         """The application has had its say: leave, if its response waits."""
-        if self.parked is not None:
+        if self.park.parked is not None:
             raise Parked(self)
         if self.request.command == "HEAD":
             self.write(b"")  # the headers
@@ -233,6 +136,14 @@ class Reception:
         self.hub = hub
         self.workers = workers
         self.loop = loop
+        self.turned_away = 0  # since a stream that a middleware iterates last had a thread; workers', roughly
+        self._warned: set[tuple[str, str]] = set()  # any thread adds
+
+    def warn_once(self, message: str, name: str) -> None:
+        """Log a warning, once for each name in it."""
+        if (message, name) not in self._warned:
+            self._warned.add((message, name))
+            log.warning(message, name)
 
     def pull_trigger(self) -> None:
         """waitress would have its loop look at all connections; each tells the loop itself (`attend`)."""
@@ -320,13 +231,7 @@ class ParkingChannel(HTTPChannel):
 
     def run(self, *, turn: bool) -> None:
         """Serve the request that has waited: with a turn, or to tell its client that none came."""
-        try:
-            left = not self.socket.recv(1, MSG_PEEK)
-        except BlockingIOError:
-            left = False
-        except (AttributeError, OSError):  # None: the loop has closed it
-            left = True
-        if left:
+        if self.has_left():
             self.cancel()
             self.handle_close()
         else:
@@ -367,7 +272,7 @@ class ParkingChannel(HTTPChannel):
             self._hand_over(task)
 
     def _hand_over(self, task: ParkingTask) -> None:
-        client, sock, hub = task.parked, self.socket, self.server.hub
+        client, sock, hub = task.park.parked, self.socket, self.server.hub
         assert client is not None
         if sock is None or not self.connected or self.will_close:
             client.close()
@@ -386,6 +291,15 @@ class ParkingChannel(HTTPChannel):
             hub.stream(sock, client, chunked=chunked, unsent=unsent)
         else:
             hub.pull(sock, client, chunked=chunked, unsent=unsent, run=self.server.workers.run)
+
+    def has_left(self) -> bool:
+        """Whether the client has closed its side, as far as that can be told without reading what it has sent."""
+        try:
+            return self.socket is None or not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     # -- whoever has it
 

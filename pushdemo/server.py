@@ -21,7 +21,8 @@ from waitress.server import BaseWSGIServer, create_server
 
 from pushdemo.delivery.hub import Hub
 from pushdemo.loop import READ, Loop
-from pushdemo.parking import Application, ParkingChannel, Reception, outermost
+from pushdemo.offer import Application, outermost
+from pushdemo.parking import ParkingChannel, Reception
 from pushdemo.workers import Dispatcher, Workers
 
 log = logging.getLogger("pushdemo")

@@ -35,6 +35,9 @@ class Pulled(Protocol):
     def close(self) -> None:
         """The client is gone."""
 
+    def closing(self, function: Callable[[], object]) -> None:
+        """Have `close` call `function` too."""
+
     def __iter__(self) -> Iterator[bytes]:
         """All of it, made in the thread that iterates."""
 

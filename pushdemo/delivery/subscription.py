@@ -30,6 +30,11 @@ def retry_hint() -> int:
     return random.randrange(100, _RETRY)
 
 
+def retry_when_refused(refused: int) -> int:
+    """After how many milliseconds a client should come back that is the `refused`th in a row: 2 s to a minute."""
+    return round(min(60_000, 2_000 * 1.5 ** min(refused, 10)) * random.uniform(0.5, 1.0))
+
+
 @dataclass(frozen=True)
 class Pace:
     """How long things may take, in seconds; one object for all clients of an application."""
@@ -159,6 +164,16 @@ class _Client:
         if self._state != "closed":
             self._state = "closed"
             self._release()
+
+    def closing(self, function: Callable[[], object]) -> None:
+        """Have `close` call `function` too. Not to be used any more once the client may be gone."""
+        release = self._release
+
+        def release_and_call() -> None:
+            release()
+            function()
+
+        self._release = release_and_call
 
     def __del__(self) -> None:
         # A response that nobody ever asked for its body (another view's exception took its place) still holds a place.

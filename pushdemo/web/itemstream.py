@@ -120,6 +120,17 @@ class ItemStream:
                 self.tally.left()
             release()
 
+    def closing(self, function: Callable[[], object]) -> None:
+        """See `Pulled`."""
+        release = self._release
+
+        def release_and_call() -> None:
+            if release:
+                release()
+            function()
+
+        self._release = release_and_call
+
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield self.open()
