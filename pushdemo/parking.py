@@ -29,6 +29,7 @@ not be touched by its channel.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class ParkingTask(WSGITask):
         self.environ = None  # nobody needs it any more, and it is large
         environ["pushdemo.park"] = self.park
         environ["pushdemo.turn"] = Turn(self.request.turn, self.channel.server.workers)
+        environ["pushdemo.end"] = self.channel.server.end
         return environ
 
     def write(self, data: bytes) -> None:
@@ -122,10 +124,35 @@ class ParkingTask(WSGITask):
         super().finish()
 
 
+class End:
+    """The server's end, as the application sees it: `environ["pushdemo.end"]`.
+
+    While the server drains it goes on serving, and the application says that it is not ready, so that a balancer sends
+    nobody more. Any thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self.drain = 0.0  # seconds from the stop to the end; the application sets it
+        self._at = math.inf  # of the monotonic clock
+
+    @property
+    def near(self) -> bool:
+        """Whether the server has been told to stop."""
+        return self._at < math.inf
+
+    def begin(self) -> None:
+        """The server has been told to stop; told twice, it does so at once."""
+        self._at = time.monotonic() + (0.0 if self.near else self.drain)
+
+    def left(self) -> float:
+        """Seconds to the end."""
+        return self._at - time.monotonic()
+
+
 class Reception:
     """What the channels of a listener know as their server: all that waitress's own code asks of one, and our parts."""
 
-    def __init__(self, listener: BaseWSGIServer, hub: Hub, workers: Workers, loop: Loop) -> None:
+    def __init__(self, listener: BaseWSGIServer, hub: Hub, workers: Workers, loop: Loop, end: End) -> None:
         self.adj = listener.adj
         self.application = listener.application
         self.effective_port = listener.effective_port
@@ -136,6 +163,7 @@ class Reception:
         self.hub = hub
         self.workers = workers
         self.loop = loop
+        self.end = end
         self.turned_away = 0  # since a stream that a middleware iterates last had a thread; workers', roughly
         self._warned: set[tuple[str, str]] = set()  # any thread adds
 

@@ -22,7 +22,7 @@ from waitress.server import BaseWSGIServer, create_server
 from pushdemo.delivery.hub import Hub
 from pushdemo.loop import READ, Loop
 from pushdemo.offer import Application, outermost
-from pushdemo.parking import ParkingChannel, Reception
+from pushdemo.parking import End, ParkingChannel, Reception
 from pushdemo.workers import Dispatcher, Workers
 
 log = logging.getLogger("pushdemo")
@@ -46,7 +46,7 @@ class Server:
         if (io_uring := str(settings.pop("io_uring", True)).lower()) not in ("true", "false"):
             raise ValueError(f"io_uring = {io_uring}: must be true or false")
         self._map: dict[int, Any] = {}  # by descriptor: listeners, their triggers, and connections that are not parked
-        self._stopping = False  # any thread sets it, once
+        self._end = End()
         self._dispatcher = Dispatcher()
         self._adj = create_server(outermost(app), map=self._map, _dispatcher=self._dispatcher, **settings).adj
         self._dispatcher.set_thread_count(self._adj.threads)
@@ -54,7 +54,9 @@ class Server:
         self._loop = Loop()
         self._workers = workers = Workers(self._dispatcher, max(1, self._adj.threads - 1))
         listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
-        self._listeners = [Listener(each, Reception(each, self.hub, workers, self._loop)) for each in listeners]
+        self._listeners = [
+            Listener(each, Reception(each, self.hub, workers, self._loop, self._end)) for each in listeners
+        ]
 
     @property
     def addresses(self) -> list[tuple[str, Any]]:
@@ -65,17 +67,20 @@ class Server:
         """Serve until `stop`, SIGTERM or SIGINT (where this is the main thread), then end everything."""
         with self._signals():
             try:
-                while not self._stopping:
+                while (left := self._end.left()) > 0:
                     for listener in self._listeners:
                         listener.look()
-                    self._loop.turn(self._adj.asyncore_loop_timeout)
+                    self._loop.turn(min(left, self._adj.asyncore_loop_timeout))
                     self._workers.expire(time.monotonic())
             finally:
                 self._close()
 
     def stop(self, *_: object) -> None:
-        """Make `run` end; from any thread or a signal's handler."""
-        self._stopping = True
+        """Make `run` end, after the application's `pushdemo.drain`, or at the second call at once.
+
+        From any thread or a signal's handler.
+        """
+        self._end.begin()
         self._loop.wake()
 
     @contextmanager

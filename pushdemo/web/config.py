@@ -208,7 +208,8 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
     known = _server_is_another()
     if known:
         _warn_of_threads(registry)
-    unknown = [] if known else [True]  # any thread empties it; of several at once, `pop` lets one succeed
+    unknown = [True]  # any thread empties it; of several at once, `pop` lets one succeed
+    drain = registry["pushdemo.settings"].drain
     caches: Caches = registry["pushdemo.caches"]
     caches.serve()
     active = caches.active
@@ -217,8 +218,10 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
         if unknown:
             with suppress(IndexError):
                 unknown.pop()
-                if "pushdemo.park" not in request.environ:
+                if "pushdemo.park" not in request.environ and not known:
                     _warn_of_threads(registry)
+                if end := request.environ.get("pushdemo.end"):
+                    end.drain = drain
         with active():
             return handler(request)
 

@@ -16,12 +16,15 @@ def live(request: Request) -> dict[str, Any]:
 
 
 def ready(request: Request) -> dict[str, Any]:
-    """Answer 200 where new clients are well served; 503 and the reason while the shared Redis cannot be reached.
+    """Answer 200 where new clients are well served; 503 and the reason while the server drains or Redis is gone.
 
-    The process notices within seconds. A node that is not ready still serves its pages and keeps its clients.
+    The process notices within seconds that Redis is gone. A node that is not ready still serves its pages and keeps its
+    clients.
     """
+    end = request.environ.get("pushdemo.end")
     trouble: str = request.registry["pushdemo.backend"].trouble
-    if not trouble:
+    reason = "the server is stopping" if end and end.near else trouble and f"Redis is not reachable: {trouble}"
+    if not reason:
         return {"ready": True}
     request.response.status_int = 503
-    return {"ready": False, "reason": f"Redis is not reachable: {trouble}"}
+    return {"ready": False, "reason": reason}

@@ -146,11 +146,17 @@ class Settings:
         "generators.timeout", SECONDS_ABOVE_0, 60.0, "seconds without a poll after which a generator session is closed"
     )
     generators_limit: int = option("generators.limit", COUNT, 1000, "generator sessions at once; the next one gets 503")
+    drain: float = option(
+        "drain",
+        SECONDS,
+        0.0,
+        "seconds that a stopping server goes on serving, while /health/ready is 503; 0: it stops at once",
+    )
     status_permission: str = option(
         "status_permission",
         PERMISSION,
         "",
-        "the permission that the demo's /status and /metrics need, by the application's security policy; empty: none",
+        "the permission that /status and /metrics need, by the application's security policy; empty: none",
     )
     redis_url: str = option(
         "redis_url",

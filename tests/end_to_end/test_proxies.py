@@ -7,14 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.end_to_end.test_nodes_at_one_redis import Follower, grow
 from tests.readers import STREAMS, TRANSPORTS, Event, Reader
 from tests.redis.support import free_port, redis_server
 from tests.support import PATIENCE, ROOT, Pserve, pserve, require, wait_until
@@ -77,32 +78,42 @@ PROXIES: dict[str, tuple[str, str, Callable[[Path, int, str], list[str]]]] = {
 }
 
 
+@contextmanager
+def running(name: str, folder: Path, nodes: Sequence[int]) -> Iterator[int]:
+    """Run the proxy with its file of deploy/, before nodes at these ports; its own port."""
+    program, configuration, command = PROXIES[name]
+    text = (ROOT / "deploy" / configuration).read_text()
+    for number, node in zip(("6543", "6544"), nodes, strict=True):
+        text = text.replace(f"127.0.0.1:{number}", f"127.0.0.1:{node}")
+    port = free_port()
+    with (folder / "proxy.log").open("wb") as log:
+        process = subprocess.Popen(command(folder, port, text), stdout=log, stderr=log, env=environment(folder))
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "proxy.log").read_text()
+        try:
+            return get(port, "/health/ready")[0] == 200
+        except OSError:
+            return False
+
+    try:
+        wait_until(answers, what=program)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
 @pytest.fixture(scope="module", params=PROXIES)
 def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    program, configuration, command = PROXIES[request.param]
+    program = PROXIES[request.param][0]
     require(shutil.which(program), request.param, program)
     folder = tmp_path_factory.mktemp(request.param)
     app: dict[str, object] = {"pushdemo.interval": 0.1, "pushdemo.heartbeat": HEARTBEAT, "pushdemo.longpoll.timeout": 5}
     with ExitStack() as stack:
         app["pushdemo.redis_url"] = stack.enter_context(redis_server(folder)).url
         nodes = (stack.enter_context(pserve(folder, app)), stack.enter_context(pserve(folder, app)))
-        text = (ROOT / "deploy" / configuration).read_text()
-        for number, node in zip(("6543", "6544"), nodes, strict=True):
-            text = text.replace(f"127.0.0.1:{number}", f"127.0.0.1:{node.port}")
-        port = free_port()
-        with (folder / "proxy.log").open("wb") as log:
-            process = subprocess.Popen(command(folder, port, text), stdout=log, stderr=log, env=environment(folder))
-        stack.callback(process.wait, PATIENCE)
-        stack.callback(process.terminate)
-
-        def answers() -> bool:
-            assert process.poll() is None, (folder / "proxy.log").read_text()
-            try:
-                return get(port, "/health/ready")[0] == 200
-            except OSError:
-                return False
-
-        wait_until(answers, what=request.param)
+        port = stack.enter_context(running(request.param, folder, [node.port for node in nodes]))
         yield Proxy(request.param, port, nodes)
 
 
@@ -181,3 +192,24 @@ def test_a_node_that_is_gone_is_passed_over(proxy: Proxy) -> None:
         assert get(proxy.port, "/")[0] == 200
     with Reader(proxy.port, "sse", STREAM) as reader:
         assert len(reader.take(3)) == 3
+
+
+def test_in_a_rolling_restart_no_client_misses_a_message(tmp_path: Path) -> None:
+    """HAProxy follows readiness: it sends a draining node nobody more before that node is gone."""
+    require(shutil.which("haproxy"), "HAProxy", "haproxy")
+    app: dict[str, object] = {"pushdemo.interval": 0.1, "pushdemo.heartbeat": HEARTBEAT, "pushdemo.drain": 1.5}
+    with ExitStack() as stack:
+        app["pushdemo.redis_url"] = stack.enter_context(redis_server(tmp_path)).url
+        nodes = [stack.enter_context(pserve(tmp_path, app)) for _ in range(2)]
+        port = stack.enter_context(running("haproxy", tmp_path, [node.port for node in nodes]))
+        followers = [Follower(transport, port) for transport in ("sse", "multipart", "longpoll", "jsonlines")]
+        grow(followers)
+        for number, node in enumerate(nodes):
+            assert node.stop() == 0
+            grow(followers, 3)
+            nodes[number] = stack.enter_context(pserve(tmp_path, app, port=node.port))
+            assert get(node.port, "/health/ready")[0] == 200
+            grow(followers, 10)
+        for follower in followers:
+            follower.stop()
+            follower.check(resets=False)
