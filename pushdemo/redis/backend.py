@@ -1,8 +1,8 @@
 """Topics and memorized values that several nodes share, at one Redis. Imported only where `pushdemo.redis_url` is set.
 
-Here the parts are put together: the way to Redis (redis/connection.py), topics that mirror streams (redis/topic.py) and
-what brings them news (redis/listener.py), one producer for each topic (redis/leases.py), the store of values
-(redis/store.py), the processes of generator sessions (redis/ownership.py). They alone know the `redis` package.
+Here the parts are put together: the way to Redis (redis/connection.py), topics that mirror streams (redis/topic.py),
+what keeps them so (redis/reader.py, redis/upkeep.py), one producer for each topic (redis/leases.py), the store of
+values (redis/store.py), the processes of generator sessions (redis/ownership.py). They alone know the `redis` package.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import Any
 
 from pushdemo.cache.functions import may_pickle
 from pushdemo.cache.store import CachetoolsStore, Store, Timer
-from pushdemo.redis.connection import Link, RedisUnavailableError
-from pushdemo.redis.leases import RedisProducer, Renewals
-from pushdemo.redis.listener import Reader
+from pushdemo.redis.connection import Link
+from pushdemo.redis.leases import Leases
 from pushdemo.redis.ownership import SessionOwnership
+from pushdemo.redis.pool import RedisUnavailableError
+from pushdemo.redis.producer import RedisProducer
+from pushdemo.redis.reader import Reader
+from pushdemo.redis.renewals import Renewals
 from pushdemo.redis.store import Deletions, RedisStore
 from pushdemo.redis.topic import RedisTopic
+from pushdemo.redis.upkeep import Declaration, Upkeep
 from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.topic import MessageProducer, Topic
 
@@ -32,22 +36,30 @@ class RedisBackend:
         url: str,
         namespace: str = "pushdemo",
         clock: Callable[[], float] = time.monotonic,
+        *,
         pool: SourcePool | None = None,
+        stale: float = 10.0,
     ) -> None:
         self.namespace = namespace
         self.pool = pool or SourcePool(clock=clock)
         self._link = Link(url, namespace, clock)
         self._clock = clock
-        self._reader = Reader(self._link, clock)
-        self._renewals = Renewals()
-        self._producers: list[RedisProducer] = []
+        self._upkeep = Upkeep(self._link, clock)
+        self._reader = Reader(self._link, self._upkeep, stale=stale, clock=clock)
+        self._leases = Leases(self._link, clock)
+        self._claims = Renewals()
         self._deletions = Deletions(self._link)
         self._reader.follow(self._deletions)
+        self._reader.follow(self._leases)
         self.ownership = SessionOwnership(self._link)
 
     @property
     def trouble(self) -> str:
         return self._link.trouble
+
+    @property
+    def warning(self) -> str:
+        return self._link.warning
 
     def topic(
         self,
@@ -59,18 +71,17 @@ class RedisBackend:
         lifetime: float | None = None,
         pattern: str = "",
     ) -> RedisTopic:
-        topic = RedisTopic(
+        return RedisTopic(
             self._link,
             name,
             content_type=content_type,
             history=history,
             history_bytes=history_bytes,
             pattern=pattern,
+            lifetime=lifetime,
+            keeper=self._reader,
             clock=self._clock,
         )
-        if pattern:  # made at run time
-            self._reader.follow(topic)
-        return topic
 
     def producer(
         self,
@@ -82,37 +93,33 @@ class RedisBackend:
         spread: bool = False,
     ) -> MessageProducer:
         assert isinstance(topic, RedisTopic)
-        producer = RedisProducer(
-            self._link, self._renewals, topic, source, interval, pool=self.pool, around=around, spread=spread
-        )
-        self._producers.append(producer)
-        return producer
+        return RedisProducer(self._leases, topic, source, interval, pool=self.pool, around=around, spread=spread)
+
+    def declare(self, pattern: str, *, content_type: str, history: int, lifetime: float | None) -> None:
+        self._upkeep.declare(Declaration(pattern, content_type, history, lifetime))
 
     def forget(self, topic: Topic) -> None:
         assert isinstance(topic, RedisTopic)
-        self._reader.unfollow(topic)
-        self._producers = [producer for producer in self._producers if producer.topic is not topic]
+        self._reader.forget(topic)
 
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
         if "<" in name:  # <locals>, <lambda>: several functions may have this name, and each its own values
             return CachetoolsStore(name, maxsize, timer)
         pickles = may_pickle(name)
         listens = self._reader.resume
-        store = RedisStore(self._link, self._renewals, name, maxsize, timer, may_pickle=pickles, listens=listens)
+        store = RedisStore(self._link, self._claims, name, maxsize, timer, may_pickle=pickles, listens=listens)
         self._deletions.add(store)
         return store
 
     def start(self, topics: Iterable[Topic]) -> None:
-        for topic in topics:
-            if isinstance(topic, RedisTopic):
-                self._reader.follow(topic)
+        with suppress(RedisUnavailableError):  # the log knows, and the reader goes on trying
+            self._upkeep.survey()
         self._reader.start()
 
     def close(self) -> None:
         """Let the leases go, so that other nodes take over at once."""
-        self._renewals.close()
+        self._claims.close()
         self._reader.close()
         with suppress(RedisUnavailableError):  # then they expire
-            for producer in self._producers:
-                producer.release()
+            self._leases.close()
         self._link.close()

@@ -1,148 +1,251 @@
-"""The way to Redis: a pool of connections for all of an application's commands, one more that hears what is published,
-and what is known of its health.
+"""What is asked of Redis: a pool of connections for all of an application's commands, and what is known of its health.
 
-What is said to Redis is in redis/topic.py, redis/leases.py and redis/store.py. Any thread may call anything.
+Theory of operation. A call takes a connection from the pool, sends all that it has to ask in one go, and reads the
+answers. What may come of it:
+
+- The network fails, or nothing is answered: Redis is in trouble, and the call fails. Nothing is sent again, since
+  what was asked for may have been done.
+- Redis says that it is no master now (READONLY, MOVED, LOADING, MASTERDOWN and the like): that connection and all idle
+  ones are dropped, as they lead to the wrong place, and what was refused is asked again on a new one, for at most
+  COMMAND_TIMEOUT. If that does not help, all writes are known to be refused.
+- Redis refuses one thing (NOPERM, OOM, WRONGTYPE): that is the caller's error, and says nothing of others.
+
+While Redis is in trouble, or refuses all writes, one caller at a time tries it, and others are told at once: where it
+does not answer, each would hold its thread, and soon every thread of the server, for as long as a timeout.
+
+Any thread may call anything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
-from redis.backoff import NoBackoff
-from redis.connection import ConnectionInterface
-from redis.retry import Retry
 
 from pushdemo.forking import call_in_child
+from pushdemo.redis.pool import COMMAND_TIMEOUT, Address, Pool, RedisUnavailableError
 
 log = logging.getLogger("pushdemo")
 
-CONNECT_TIMEOUT = 1.0  # seconds
-COMMAND_TIMEOUT = 2.0  # seconds that an answer may take; half a cluster waits as long when Redis hangs
-SILENCE = 1.0  # seconds without news until Redis is asked whether it is there
 QUIET = 60.0  # seconds without another line in the log about commands that Redis refuses
+_SHORTEST, _LONGEST = 0.02, 0.25  # seconds between two tries of a Redis that is no master
 
+Argument = str | bytes | int
 Fields = dict[bytes, bytes]  # what an entry of a stream, or a piece of news, says
 
+_NO_MASTER = re.compile(r"(?:^|-)(?:READONLY|MOVED|ASK|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS)\b")
+_NO_MASTER_ERRORS = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.AskError,  # MovedError is one
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+_CLUSTER_ERRORS = (redis.exceptions.AskError, redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError)
 
-class RedisUnavailableError(ConnectionError):
-    """Redis cannot be reached, or cannot do what it is asked to; the message says which."""
 
+class Call(NamedTuple):
+    """A script with its keys and arguments, to be given to `Link.ask`."""
 
-class ListenerLostError(ConnectionError):
-    """The connection that hears what is published has ended."""
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Argument]
 
 
 class Link:
     """One application's way to the Redis at `url`; all its keys begin with `namespace`, which has no spaces.
 
-    The braces around that are a hash tag (Redis Cluster specification, "Hash tags"): all keys are in one slot, so that
-    a script may use several of them. Raises ValueError for a URL that the client library cannot use, without repeating
-    it: there may be a password in it.
+    The braces around that are a hash tag (Redis Cluster specification, "Hash tags"): who moves the keys to another kind
+    of Redis has them in one place. `channel` is that of deletions from the cache. Raises ValueError for a URL that will
+    not do, without repeating it: there may be a password in it.
     """
 
     def __init__(self, url: str, namespace: str = "pushdemo", clock: Callable[[], float] = time.monotonic) -> None:
-        self._url = url
+        self.where = Address(url)
+        self.address = self.where.text
+        self.pool = Pool(self.where.connection, self.where.connections, clock)
         self._namespace = namespace
         self._clock = clock
-        self.client = self._connect()  # for commands given to `call`
-        options = self.client.connection_pool.connection_kwargs
-        self.address: str = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        self.channel = self.key("news", str(options.get("db", 0)))  # all databases of a Redis have the same channels
-        self._after_fork()
-        call_in_child(self._after_fork)
-        self._closed = False
-        self._succeeded = self._failed = float("-inf")  # when a command last was or was not; any thread sets the first
-        self._trouble = ""
+        self.channel = self.news("deletions")
+        self._begin_in_child()
+        call_in_child(self._begin_in_child)
+        # When a command was last answered, was not, and was refused as all writes are; any thread sets the first.
+        self._succeeded = self._failed = self._refused = float("-inf")
+        self._trouble = self._refusal = self._full = ""
         self._known = False  # whether anything has been heard of it, good or bad
         self._quiet_until: dict[str, float] = {}  # by the kind of error
+        self._errors: Counter[str] = Counter()
 
-    def _after_fork(self) -> None:
-        self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be gone
-        self._lock = threading.Lock()  # guards what is known of Redis
+    def _begin_in_child(self) -> None:
+        self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be in trouble
+        self._closed = threading.Event()
+        self._lock = threading.Lock()  # guards the rest
+
+    # -- what is known
+
+    @property
+    def unreachable(self) -> str:
+        """Why nothing can be asked, in a sentence; empty where it can."""
+        return self._trouble
 
     @property
     def trouble(self) -> str:
-        """Why Redis cannot be reached, as far as this process knows; empty where it can."""
-        return self._trouble
+        """Why nothing can be published, in a sentence; empty where it can."""
+        return self._trouble or self._refusal
+
+    @property
+    def warning(self) -> str:
+        """What is wrong without being trouble: a full Redis, which must not take all nodes out of a balancer."""
+        return self._full
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How often Redis has failed, by the kind of error."""
+        with self._lock:
+            return dict(self._errors)
+
+    # -- names
 
     def key(self, *parts: str) -> str:
         """The key of these parts."""
         return ":".join((f"{{{self._namespace}}}", *parts))
 
-    def script(self, source: str) -> Script:
-        """A Lua script, which Redis runs as a whole or not at all; it loads it where Redis has forgotten it."""
-        return Script(self, source)
+    def news(self, *parts: str) -> str:
+        """The channel of these parts. All databases of a Redis have the same channels."""
+        return self.key("news", str(self.where.database), *parts)
 
-    def listener(self) -> Listener:
-        """What hears the news: a connection of its own, whatever the URL says of timeouts."""
-        pool = self._connect().connection_pool
-        pool.connection_kwargs.update({"socket_timeout": SILENCE, "client_name": "pushdemo-reader"})
-        return Listener(self, pool.make_connection())
+    # -- questions
 
-    def call(self, command: Callable[[], Any]) -> Any:
-        """What `command` returns; raises RedisUnavailableError for what Redis or the network does about it.
+    def script(self, source: str, *, writes: bool = True, publishes: bool = False) -> Script:
+        """A Lua script.
 
-        While Redis is known to be gone, one caller at a time tries it, and the others are told at once: where it does
-        not answer at all, each would hold its thread, and soon every thread of the server, for as long as a timeout.
+        One that `writes` is tried by one caller at a time while Redis is known to refuse writes. That one that
+        `publishes` has succeeded shows that it takes them.
         """
-        if not (trouble := self._trouble):
-            return self._call(command)
-        if not self._trying.acquire(blocking=False):
-            raise RedisUnavailableError(f"Redis at {self.address} is not reachable: {trouble}")
-        try:
-            return self._call(command)
-        finally:
-            self._trying.release()
+        return Script(self, source, writes=writes, publishes=publishes)
 
-    def _call(self, command: Callable[[], Any]) -> Any:
+    def command(self, *words: Argument) -> Any:
+        """What Redis answers to one command. Raises RedisUnavailableError."""
+        return self._one([_Request(words)])
+
+    def ask(self, calls: Sequence[Call]) -> list[Any]:
+        """What these scripts return, in one round trip; RedisUnavailableError in the place of what is refused.
+
+        Raises RedisUnavailableError where Redis cannot be reached.
+        """
+        return self._told(self._guarded([call.script.request(call) for call in calls]))
+
+    def run(self, call: Call) -> Any:
+        """What the script returns. Raises RedisUnavailableError."""
+        return self._one([call.script.request(call)])
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns, which uses a connection of its own. Raises RedisUnavailableError."""
         began = self._clock()
         try:
-            found = command()
+            found = action()
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            self._lost(error, began)
-            raise RedisUnavailableError(f"Redis at {self.address} is not reachable: {error}") from error
+            raise self._lost(error, _sentence(error), began) from error
         except redis.RedisError as error:
-            self._refused(error)
-            raise RedisUnavailableError(f"Redis at {self.address} refuses: {_named(error)}") from error
-        self._succeeded = self._clock()
-        if self._trouble or not self._known:
-            self._found(began)
+            raise self._told([error])[0] from error
+        self._found(began)
         return found
+
+    def probe(self, call: Call) -> None:
+        """Find out whether messages could be published, by a call that writes as a publisher does."""
+        with suppress(RedisUnavailableError):
+            (answer,) = self._guarded([call.script.request(call)])
+            if isinstance(answer, Exception):
+                self._refuses(answer)
 
     def close(self) -> None:
         """Close the connections. A command after this opens another; the log hears no more of it."""
-        self._closed = True
-        self.client.connection_pool.disconnect(inuse_connections=False)
+        self._closed.set()
+        self.pool.drop()
 
-    def _connect(self) -> redis.Redis:
-        # No retries: a message whose answer was lost on the way would be published twice. RESP2, whichever the
-        # library's default: it says in which shape answers come.
-        keepalive = {} if self._url.startswith("unix:") else {"socket_keepalive": True}
+    def _one(self, requests: list[_Request]) -> Any:
+        (answer,) = self._told(self._guarded(requests))
+        if isinstance(answer, RedisUnavailableError):
+            raise answer
+        return answer
+
+    def _guarded(self, requests: list[_Request]) -> list[Any]:
+        writes = any(request.writes for request in requests)
+        trouble = self.trouble if writes else self._trouble
+        if not trouble:
+            return self._patient(requests)
+        if not self._trying.acquire(blocking=False):
+            raise RedisUnavailableError(trouble)
         try:
-            pool = redis.ConnectionPool.from_url(
-                self._url,
-                **keepalive,
-                socket_timeout=COMMAND_TIMEOUT,
-                socket_connect_timeout=CONNECT_TIMEOUT,
-                retry=Retry(NoBackoff(), 0),
-                client_name="pushdemo",
-                protocol=2,
-            )
-            if pool.connection_kwargs["protocol"] != 2 or pool.connection_kwargs.get("decode_responses"):
-                raise ValueError
-            pool.make_connection()  # does not connect yet: it raises for an option that there is not
-        except (TypeError, ValueError, redis.RedisError):
-            raise ValueError("not a URL that the redis package can use") from None
-        return redis.Redis(connection_pool=pool)
+            began = self._clock()
+            return self._noted(requests, self._answers(requests), began)
+        finally:
+            self._trying.release()
+
+    def _patient(self, requests: list[_Request]) -> list[Any]:
+        """The answers, where what no master has refused is asked again, within COMMAND_TIMEOUT."""
+        began, pause = self._clock(), _SHORTEST
+        until = began + COMMAND_TIMEOUT
+        answers = self._answers(requests)
+        while refused := [number for number, answer in enumerate(answers) if _no_master(answer)]:
+            if self._clock() + pause > until or self._closed.wait(pause):
+                break
+            began = self._clock()
+            again = self._answers([requests[number] for number in refused])
+            for number, answer in zip(refused, again, strict=True):
+                answers[number] = answer
+            pause = min(2 * pause, _LONGEST)
+        return self._noted(requests, answers, began)
+
+    def _answers(self, requests: list[_Request]) -> list[Any]:
+        """What Redis answers, errors among them. Raises RedisUnavailableError where it cannot be reached."""
+        began = self._clock()
+        connection = self.pool.take(COMMAND_TIMEOUT)
+        try:
+            answers = _exchange(connection, requests)
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            connection.disconnect()
+            if _no_master(error):  # said when the connection began
+                self.pool.drop(connection)
+                return [error] * len(requests)
+            raise self._lost(error, _sentence(error), began) from error
+        except BaseException:
+            connection.disconnect()  # in the middle of an answer
+            raise
+        else:
+            if any(map(_no_master, answers)):
+                self.pool.drop(connection)
+        finally:
+            self.pool.give_back(connection)
+        if not any(isinstance(answer, redis.exceptions.BusyLoadingError) for answer in answers):
+            self._found(began)
+        return answers
+
+    def _told(self, answers: list[Any]) -> list[Any]:
+        """The answers, with errors as callers know them; the log hears of those."""
+        for number, answer in enumerate(answers):
+            if isinstance(answer, Exception):
+                self._say_refused(answer, quiet=bool(self._refusal or self._full))
+                error = RedisUnavailableError(f"Redis at {self.address} refuses: {_named(answer)}")
+                error.__cause__ = answer
+                answers[number] = error
+        return answers
+
+    # -- health
 
     def _found(self, began: float) -> None:
+        self._succeeded = self._clock()
+        if self._known and not self._trouble:
+            return
         with self._lock:
             if began < self._failed:
                 return  # it may have been answered before Redis went: the next look tells
@@ -151,108 +254,160 @@ class Link:
         if lost and known:
             log.warning("Redis at %s is back", self.address)
 
-    def _lost(self, error: Exception, began: float) -> None:
+    def _lost(self, error: Exception, sentence: str, began: float) -> RedisUnavailableError:
+        """Note that Redis was not there for what began then, unless that is old news; the error to raise."""
         with self._lock:
-            if began < self._succeeded:
-                return  # another thread's command has been answered since: this is old news, or the next one fails too
-            self._failed = self._clock()
+            self._errors[_kind(error)] += 1
             known = bool(self._trouble) and self._known
-            self._trouble, self._known = str(error) or type(error).__name__, True
-        if not known and not self._closed:
+            # Another thread's command may have been answered since: then the next one fails too, or all is well.
+            new = began >= self._succeeded
+            if new:
+                self._failed = self._clock()
+                self._trouble, self._known = f"Redis {sentence}", True
+        if new and not known and not self._closed.is_set():
             log.error(
-                "Redis at %s is not reachable (%s): shared topics pause, memorized values are this process's own; "
+                "Redis at %s %s: shared topics pause, memorized values are this process's own; "
                 "trying again until it is back",
                 self.address,
-                self._trouble,
+                sentence,
             )
+        return RedisUnavailableError(f"Redis at {self.address} {sentence}")
 
-    def _refused(self, error: Exception) -> None:
-        kind = f"{type(error).__name__} {str(error).partition(' ')[0]}"
+    def _noted(self, requests: list[_Request], answers: list[Any], began: float) -> list[Any]:
+        """The answers, from which it is learnt what Redis can do. Raises RedisUnavailableError while it loads."""
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, redis.exceptions.BusyLoadingError):
+                raise self._lost(answer, "is loading its data", self._clock()) from answer
+            if request.writes and (_no_master(answer) or _is_full(answer)):
+                self._refuses(answer)
+            elif request.publishes and not isinstance(answer, Exception) and (self._refusal or self._full):
+                self._takes_writes(began)
+        return answers
+
+    def _refuses(self, error: BaseException) -> None:
+        """Every write is refused, for a reason that the error gives."""
         with self._lock:
+            known = self._refusal or self._full
+            self._refused = self._clock()
+            self._refusal = self._full = ""
+            if _is_full(error):
+                self._full = f"Redis is full: {_named(error)}"
+            else:
+                self._refusal = f"Redis refuses every write: {_named(error)}"
+        if not known and not self._closed.is_set():
+            log.error("Redis at %s refuses every write: %s", self.address, _named(error))
+
+    def _takes_writes(self, began: float) -> None:
+        with self._lock:
+            if began < self._refused:
+                return  # it may have been answered before writes were refused
+            known = self._refusal or self._full
+            self._refusal = self._full = ""
+        if known:
+            log.warning("Redis at %s takes writes again", self.address)
+
+    def _say_refused(self, error: Exception, *, quiet: bool) -> None:
+        kind = _kind(error)
+        with self._lock:
+            self._errors[kind] += 1
             now = self._clock()
-            quiet = now < self._quiet_until.get(kind, now)
+            quiet = quiet or now < self._quiet_until.get(kind, now)
             if not quiet:
                 self._quiet_until[kind] = now + QUIET
         if not quiet:
             log.error("Redis at %s refuses: %s (not said again for %g s)", self.address, _named(error), QUIET)
 
 
-class Script:
-    """A Lua script at Redis."""
+class _Request(NamedTuple):
+    """One command; `again` is what to send where Redis does not know the script."""
 
-    def __init__(self, link: Link, source: str) -> None:
+    words: Sequence[Argument]
+    again: Sequence[Argument] = ()
+    writes: bool = False
+    publishes: bool = False
+
+
+def _exchange(connection: Any, requests: list[_Request]) -> list[Any]:
+    """Send all, then read all; what Redis does not know by its digest is sent again with its source."""
+    answers = _sent(connection, [request.words for request in requests])
+    unknown = [n for n, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+    if unknown:
+        # The source is sent once: behind it, Redis knows the digest.
+        first = {requests[n].again[1]: n for n in reversed(unknown)}.values()
+        words = [requests[n].again if n in first else requests[n].words for n in unknown]
+        for number, answer in zip(unknown, _sent(connection, words), strict=True):
+            answers[number] = answer
+    return answers
+
+
+def _sent(connection: Any, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+    connection.send_packed_command(connection.pack_commands(commands))
+    answers = []
+    for _ in commands:
+        try:
+            answers.append(connection.read_response())
+        except redis.ResponseError as error:
+            answers.append(error)
+        except redis.exceptions.BusyLoadingError as error:  # no ResponseError, though an answer
+            answers.append(error)
+    return answers
+
+
+class Script:
+    """A Lua script at Redis, which runs it as a whole or not at all; it is sent where Redis does not know it."""
+
+    def __init__(self, link: Link, source: str, *, writes: bool, publishes: bool) -> None:
         self._link = link
         self._source = source
         self._digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        self._writes = writes
+        self._publishes = publishes
 
-    def __call__(self, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+    def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """What the script returns. Raises RedisUnavailableError."""
-        return self._link.call(lambda: self._run(len(keys), *keys, *args))
+        return self._link.run(Call(self, keys, args))
 
-    def _run(self, *rest: str | bytes | int) -> Any:
-        pool = self._link.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            try:
-                connection.send_command("EVALSHA", self._digest, *rest)
-                return connection.read_response()
-            except redis.exceptions.NoScriptError:
-                connection.send_command("EVAL", self._source, *rest)
-                return connection.read_response()
-        except redis.ResponseError:
-            raise
-        except BaseException:  # an interrupt too: its answer would be taken for the next command's
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
+    def with_(self, keys: Sequence[str], args: Sequence[Argument]) -> Call:
+        """The script with its keys and arguments, for `Link.ask`."""
+        return Call(self, keys, args)
+
+    def request(self, call: Call) -> _Request:
+        """What is sent for the call."""
+        rest = (len(call.keys), *call.keys, *call.args)
+        return _Request(("EVALSHA", self._digest, *rest), ("EVAL", self._source, *rest), self._writes, self._publishes)
 
 
-class Listener:
-    """A connection that hears what is published on the link's channel; one thread's."""
-
-    def __init__(self, link: Link, connection: ConnectionInterface) -> None:
-        self._link = link
-        self._connection = connection
-
-    def open(self) -> None:
-        """Begin to hear: what is published after this. Raises RedisUnavailableError."""
-        self._link.call(self._subscribe)
-
-    def next(self) -> bytes | None:
-        """What is published next; None after a second without, in which Redis has said that it is there.
-
-        Raises ListenerLostError where the connection ends. That says nothing of Redis: to open it again tells.
-        """
-        try:
-            kind, *_, what = self._answer()
-        except (redis.RedisError, OSError) as error:
-            raise ListenerLostError from error
-        return what if kind == b"message" else None
-
-    def close(self) -> None:
-        """Hear no more, until it is opened again."""
-        self._connection.disconnect()
-
-    def _subscribe(self) -> None:
-        self._connection.send_command("SUBSCRIBE", self._link.channel, check_health=False)
-        self._read()
-
-    def _answer(self) -> Any:
-        with suppress(redis.TimeoutError):
-            return self._connection.read_response(disconnect_on_error=False)
-        # That nothing is published is no error; that the connection is dead shows only when it is used.
-        self._connection.send_command("PING", check_health=False)
-        return self._read()
-
-    def _read(self) -> Any:
-        """What Redis says within COMMAND_TIMEOUT; each try takes SILENCE."""
-        for _ in range(round(COMMAND_TIMEOUT / SILENCE) - 1):
-            with suppress(redis.TimeoutError):
-                return self._connection.read_response(disconnect_on_error=False)
-        return self._connection.read_response()
+def _no_master(answer: Any) -> bool:
+    """Whether the answer says that no master is there. Redis 6 puts the code of an error in a script in its middle."""
+    if not isinstance(answer, Exception):
+        return False
+    if isinstance(answer, _NO_MASTER_ERRORS):
+        return True
+    text = str(answer)
+    return _NO_MASTER.search(text) is not None or "previous master" in text  # the library's own, behind Sentinel
 
 
-def _named(error: Exception) -> str:
+def _is_full(error: object) -> bool:
+    return isinstance(error, redis.RedisError) and (
+        isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in str(error)
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """What has happened to a connection, with Redis as the subject."""
+    text = str(error) or type(error).__name__
+    refused = isinstance(error, redis.AuthenticationError) or text.startswith(("Invalid Database", "invalid username"))
+    return f"refuses the connection ({text})" if refused else f"is not reachable ({text})"
+
+
+def _kind(error: Exception) -> str:
+    """The kind of an error, for counting: its class, without what is particular to it."""
+    return type(error).__name__
+
+
+def _named(error: BaseException) -> str:
     """The error with its kind, which the client library takes out of the text."""
-    return f"{type(error).__name__}: {error}"
+    hint = ""
+    if isinstance(error, _CLUSTER_ERRORS):
+        hint = " (a node of a Redis Cluster, which is not supported: use one Redis, or one behind Sentinel)"
+    return f"{type(error).__name__}: {error}{hint}"

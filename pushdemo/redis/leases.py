@@ -1,233 +1,229 @@
-"""Leases at Redis: one producer in the cluster for each topic, and the thread that renews what this process holds.
+"""Leases at Redis: one producer in the cluster for each topic, and the threads that renew what this process holds.
 
-A lease expires, so that another node takes over when its holder dies; its fence tells the holder's messages from those
-of whoever had it before, so that a node which slept through its loss publishes nothing any more.
+Theory of operation. A topic's lease is in its state: the node that holds it, and a fence, which grows with each lease.
+It lasts as long as the node's own key, which expires: one renewal for all leases of a node, however many. A node that
+dies is followed by another when its key is gone; one that slept through that publishes nothing any more, since an entry
+is only taken under the newest fence.
 
-`Renewals` is one thread for the whole application; a producer's `beat` runs in it, all else in the threads that
-topics/producer.py names.
+A producer is
+
+- idle, where nobody here listens and it has no lease: nothing is spent;
+- waiting, where somebody listens and another node has the lease: it tries to get it when that node is gone, when the
+  lease is offered, and now and then in case neither was heard;
+- leading, where somebody listens and it has the lease: its source runs;
+- lingering, when the last client has gone and the source still runs: the lease is offered, and good until another node
+  takes it.
+
+A new life of the topic ends all leases: fences begin anew. A lease is only lost to another node or to a new life; while
+Redis cannot be reached, the source waits with the message at hand.
+
+`Leases` is one thread for all producers of a node, `Renewals` one for the claims of its memorized values. A producer's
+`lease` and `holder` are under its topic's lock; the thread of the leases alone takes and offers.
 """
 
 from __future__ import annotations
 
-import logging
-import os
+import secrets
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from pushdemo.forking import call_in_child
-from pushdemo.redis.connection import Link, RedisUnavailableError
-from pushdemo.redis.scripts import LEASE, RELEASE
-from pushdemo.redis.topic import Lease, LeaseLostError, RedisTopic
-from pushdemo.topics import content
-from pushdemo.topics.message import EntryKind
-from pushdemo.topics.pool import SourcePool
-from pushdemo.topics.producer import LINGER, Producer
+from pushdemo.redis import renewals
+from pushdemo.redis.connection import Call, Fields, Link, Script
+from pushdemo.redis.pool import RedisUnavailableError
+from pushdemo.redis.renewals import Renewals
+from pushdemo.redis.scripts import FORMAT, LEAVE, OFFER, RENEW, TAKE
+from pushdemo.redis.topic import Lease
 
-log = logging.getLogger("pushdemo")
-
-LEASE_TIME = 2.0  # seconds until a lease that is not renewed is another's
-BEAT = 0.5  # seconds between two renewals, or two tries for what another has
-_AGAIN = 0.25  # seconds before a message that Redis has not taken is tried again
+CHUNK = 200  # leases that are asked for in one round trip
+_ANYWAY = 20  # of those that wait, how many try at each beat without a reason
 
 
-class Renewals:
-    """Calls the beats that it has been given, every BEAT seconds and whenever it is rung."""
+class Contender(Protocol):
+    """What competes for the lease of a topic: a producer (redis/producer.py)."""
 
-    def __init__(self) -> None:
-        self._closed = False
-        self._after_fork()
-        call_in_child(self._after_fork)
-
-    def _after_fork(self) -> None:
-        # Guards all here. An interrupt in a condition's own `with` would leave it locked.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._beats: dict[Callable[[], None], None] = {}
-        self._thread: threading.Thread | None = None
-        self._rung = False
-
-    def add(self, beat: Callable[[], None], *, at_once: bool = True) -> None:
-        """Call `beat` from now on. It may block; what it raises does not end it."""
-        with self._lock:
-            self._rung = self._rung or at_once or not self._beats
-            self._beats[beat] = None
-            if self._thread is None and not self._closed:
-                thread = threading.Thread(target=self._run, name="pushdemo-redis-leases", daemon=True)
-                thread.start()  # raises RuntimeError where the system has none left: `add` is called again then
-                self._thread = thread
-            self._changed.notify_all()
-
-    def discard(self, beat: Callable[[], None]) -> None:
-        """Call it no more."""
-        with self._lock:
-            self._beats.pop(beat, None)
-
-    def close(self) -> None:
-        """The application stops."""
-        with self._lock:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                self._changed.wait_for(lambda: self._rung or self._closed, BEAT if self._beats else None)
-                if self._closed:
-                    return
-                self._rung = False
-                beats = list(self._beats)
-            for beat in beats:
-                try:
-                    beat()
-                except RedisUnavailableError:
-                    break  # none of the others would fare better
-                except Exception:
-                    log.exception("the renewal of a lease met an error and goes on")
-
-
-class RedisProducer(Producer):
-    """A producer that runs its source while this node has clients and the topic's lease; see Producer.
-
-    `lease` is what it holds, or None; `keys` are the lease's key and that of the wish to have it.
-    """
-
-    topic: RedisTopic
-
-    def __init__(
-        self,
-        link: Link,
-        renewals: Renewals,
-        topic: RedisTopic,
-        source: Callable[[], Any],
-        interval: float | None,
-        *,
-        pool: SourcePool,
-        around: Callable[[], AbstractContextManager[object]] = nullcontext,
-        linger: float = LINGER,
-        spread: bool = False,
-    ) -> None:
-        super().__init__(topic, source, interval, pool=pool, around=around, linger=linger, spread=spread)
-        self._renewals = renewals
-        self._take = link.script(LEASE)
-        self._give_back = link.script(RELEASE)
-        self.keys = [link.key("lease", topic.name), link.key("wanted", topic.name)]
-        self.lease: Lease | None = None  # under the topic's lock, as is the next
-        self._elsewhere = False  # another node has the lease, as far as this one has asked
-
-    # -- called by the topic, under its lock
+    lease: Lease | None  # what it has; under the topic's lock, as is the next
+    holder: str  # the node that has the lease instead, as far as this one has asked
 
     @property
-    def fresh(self) -> bool:
-        """See MessageProducer."""
-        if self.lease:
-            return super().fresh
-        return self._elsewhere or self.topic.clock() < self._due_after_newest()
+    def wants_lease(self) -> bool:
+        """Whether the source should run here."""
 
-    def start(self) -> None:
-        """The first client here has come: compete for the lease."""
-        if self.lease:
-            super().start()
-        self._renewals.add(self.beat)
+    @property
+    def has_lease(self) -> bool:
+        """Whether the source may run here, and no other node has been offered that."""
 
-    # -- the thread of the renewals
+    @property
+    def running(self) -> bool:
+        """Whether the source runs."""
 
-    def beat(self) -> None:
-        """Renew the lease, or try to get it; let it go when nobody here listens. Raises RedisUnavailableError."""
-        topic = self.topic
-        with topic.changed:
-            wanted = topic.clients > 0 and not (topic.ended or topic.closed or self.closed)
-            lease, running = self.lease, self.running
-            if not wanted and lease is None:
-                self._renewals.discard(self.beat)
-                self._elsewhere = False
-                return
-        if not wanted and not running:
-            self.release()
+    def reviewed(self) -> Lease | None:
+        """Give up what is of no use any more; the lease, where it is to be offered to others."""
+
+    def retired(self) -> bool:
+        """Whether it needs no lease any more, nor has one."""
+
+    def offering(self, script: Script, lease: Lease, node: str) -> Call:
+        """What tells Redis and other nodes that the lease is to be had."""
+
+    def taking(self, script: Script, node: str, prefix: str) -> Call:
+        """What asks Redis for the lease."""
+
+    def answered(self, call: Call, answer: Sequence[Any], node: str) -> None:
+        """Redis has said who holds the lease."""
+
+
+class Leases:
+    """The leases of one node, for those of its producers that have one or want one. A follower: see redis/reader.py."""
+
+    current = True
+    wanted = True
+
+    def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
+        self.channel = link.news(FORMAT, "nodes")
+        self.lost = 0  # leases that another node has taken from a source that ran here; under the lock
+        self._link = link
+        self._clock = clock
+        self._prefix = link.key(FORMAT, "node", "")
+        self._renew = link.script(RENEW)
+        self._take = link.script(TAKE)
+        self._offer = link.script(OFFER, writes=False)  # a full Redis takes it
+        self._leave = link.script(LEAVE, writes=False)
+        self._renewals = Renewals("pushdemo-redis-leases")
+        self._begin_in_child()
+        call_in_child(self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """Begin as a node of its own, without leases."""
+        self.node = secrets.token_hex(8)
+        self._lock = threading.Lock()  # guards the next two
+        self._members: dict[Contender, None] = {}
+        self._to_try: dict[Contender, None] = {}
+        self._anyway: deque[Contender] = deque()  # whose turn it is to try without a reason; the thread's own
+        self._renewed = float("-inf")  # when the node's key was last renewed; the thread's own
+
+    # -- any thread
+
+    def contest(self, producer: Contender) -> None:
+        """Get it the lease, as soon as that is to be had; may be called under the topic's lock."""
+        with self._lock:
+            self._members[producer] = None
+            self._to_try[producer] = None
+        self._renewals.add(self._beat)
+
+    def review(self) -> None:
+        """Something has changed that a beat looks at."""
+        self._renewals.ring()
+
+    @property
+    def held(self) -> int:
+        """How many leases this node has."""
+        return sum(producer.lease is not None for producer in self._all())
+
+    def close(self) -> None:
+        """The application stops: other nodes may take over at once. Raises RedisUnavailableError."""
+        self._renewals.close()
+        if self._renewed > float("-inf"):
+            self._leave([self._prefix + self.node], [self.channel, self.node])
+
+    # -- the reader's thread
+
+    def absorb(self, news: Fields) -> bool:
+        """A node has stopped: what it had is to be had."""
+        gone = news[b"b"].decode()
+        self._retry(producer for producer in self._all() if producer.holder == gone)
+        return True
+
+    def look(self) -> Call:
+        """Nothing that was missed matters: a beat finds out which nodes are gone."""
+        return self._renew.with_([self._prefix + self.node], [_milliseconds(renewals.LEASE_TIME)])
+
+    def take_over(self, call: Call, answer: Sequence[object]) -> None:
+        """Nothing to do."""
+
+    def tell(self) -> None:
+        """Nobody wants to know."""
+
+    def cut_off(self, cut: bool) -> None:
+        """Nobody wants to know."""
+
+    # -- the thread of the leases
+
+    def _beat(self) -> None:
+        """Renew what this node has, and get what it wants. Raises RedisUnavailableError."""
+        members = self._all()
+        offered = []
+        for producer in members:
+            if (lease := producer.reviewed()) is not None:
+                offered.append(producer.offering(self._offer, lease, self.node))
+            self._forget(producer)
+        if not members:
+            self._renewals.discard(self._beat)
+            with self._lock:
+                if self._members:  # a moment ago
+                    self._renewals.add(self._beat)
             return
-        held, others = self._ask(lease)
-        with topic.changed:
-            self._elsewhere = held is None
-        if lease and not held:
-            self._lose(lease)
-        elif lease and others and not wanted:
-            self.release()  # nobody here listens, and somebody there does: they need not wait until the linger is over
-        elif held and not lease:
-            topic.catch_up()  # with whoever had it before: the news of the last message may be on their way
-            topic.tell()
-            self._win(held)
+        self._renew_all(members)
+        for number in range(0, len(offered), CHUNK):
+            self._link.ask(offered[number : number + CHUNK])
+        while chunk := self._chunk():
+            self._try(chunk)
+            self._renew_all(members)
 
-    def _ask(self, lease: Lease | None) -> tuple[Lease | None, bool]:
-        """The lease of this node, renewed or new, if it has it; and whether others want it."""
-        topic = self.topic
-        while True:
-            known = topic.known()
-            if lease and lease.epoch != known[0]:
-                return None, False  # fences begin anew with each life: in this one it may be another node's
-            epoch, fence, others = self._take(
-                [topic.key, topic.stream(known[0]), *self.keys],
-                [*known, lease.fence if lease else "", round(LEASE_TIME * 1000), round(BEAT * 3000)],
-            )
-            if epoch.decode() == known[0]:
-                return Lease(known[0], fence) if fence else None, bool(others)
-            # A new life: whatever lease was held was of the one before.
-            topic.catch_up()
-            topic.tell()
-            if fence:
-                self._give_back(self.keys[:1], [fence])
+    def _renew_all(self, members: Sequence[Contender]) -> None:
+        if self._clock() < self._renewed + renewals.BEAT / 2:
+            return
+        holders = list({producer.holder for producer in members if producer.holder and producer.lease is None})
+        keys = [self._prefix + self.node, *(self._prefix + holder for holder in holders)]
+        there = self._renew(keys, [_milliseconds(renewals.LEASE_TIME)])
+        self._renewed = self._clock()
+        gone = {holder for holder, is_there in zip(holders, there, strict=True) if not is_there}
+        self._retry(producer for producer in members if producer.holder in gone)
+        if not self._anyway:
+            self._anyway.extend(producer for producer in members if producer.wants_lease and producer.lease is None)
+        self._retry([self._anyway.popleft() for _ in range(min(_ANYWAY, len(self._anyway)))], ring=False)
 
-    def release(self) -> None:
-        """Let the lease go, so that another node need not wait until it expires. Raises RedisUnavailableError."""
-        lease = self.lease
-        if lease:
-            self._lose(lease)
-            self._give_back(self.keys[:1], [lease.fence])
+    def _chunk(self) -> list[Contender]:
+        with self._lock:
+            chunk = list(self._to_try)[:CHUNK]
+            for producer in chunk:
+                del self._to_try[producer]
+        return [producer for producer in chunk if producer.wants_lease and not producer.has_lease]
 
-    def _win(self, lease: Lease) -> None:
-        with self.topic.changed:
-            self.lease = lease
-            self.due = self._due_after_newest()  # on the beat of whoever had it before
-            super().start()
-        log.info("this node makes the messages of topic %s", self.topic.name)
+    def _try(self, chunk: Sequence[Contender]) -> None:
+        calls = [producer.taking(self._take, self.node, self._prefix) for producer in chunk]
+        for producer, call, answer in zip(chunk, calls, self._link.ask(calls), strict=True):
+            if not isinstance(answer, RedisUnavailableError):
+                producer.answered(call, answer, self.node)
 
-    def _lose(self, lease: Lease) -> None:
-        """The source's thread is to end, at its next look."""
-        with self.topic.changed:
-            if self.lease != lease:
-                return
-            self.lease = None
-            self.halt()
-        log.info("another node may make the messages of topic %s now", self.topic.name)
+    def _retry(self, producers: Iterable[Contender], *, ring: bool = True) -> None:
+        with self._lock:
+            before = len(self._to_try)
+            self._to_try.update(dict.fromkeys(producers))
+            more = len(self._to_try) > before
+        if more and ring:
+            self._renewals.ring()
 
-    def _due_after_newest(self) -> float:
-        newest = self.topic.newest_message()
-        return newest.time + self.interval if newest else 0.0
+    def _forget(self, producer: Contender) -> None:
+        if not producer.retired():
+            return
+        with self._lock:
+            self._members.pop(producer, None)
+        if producer.wants_lease:  # a moment ago
+            self.contest(producer)
 
-    # -- the source's own thread
+    def _all(self) -> list[Contender]:
+        with self._lock:
+            return list(self._members)
 
-    def _publish(self, value: Any) -> None:
-        self._say(content.body(self.topic.content_type, value), "message")
+    def count_loss(self) -> None:
+        """Another node has taken over from a source that ran here."""
+        with self._lock:
+            self.lost += 1
 
-    def _finish(self) -> None:
-        self._say(b"", "end")
 
-    def _tell_failing(self) -> None:
-        self._say(b"", "failing")
-
-    def _say(self, body: bytes, kind: EntryKind | Literal["end"]) -> None:
-        """Publish under the lease, as soon as Redis takes it; without the lease it is another node's to say."""
-        nonce = os.urandom(8).hex()
-        while (lease := self.lease) and not self.closed:
-            try:
-                self.topic.append(body, kind, lease, nonce)
-                return
-            except LeaseLostError:
-                self._lose(lease)
-            except RuntimeError:
-                if not (self.topic.ended or self.topic.closed):  # by somebody else, a moment ago
-                    raise
-                return
-            except RedisUnavailableError:
-                with self.topic.changed:
-                    self.topic.changed.wait(_AGAIN)
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

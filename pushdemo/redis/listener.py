@@ -1,142 +1,130 @@
-"""The reader: one thread and one connection that bring all that an application follows what the cluster publishes.
-
-It knows names and fields; what they mean, those that it brings them to know (redis/topic.py, redis/store.py). What
-is said on the channel is only news: it may be lost with the connection, and what it tells of is at Redis all the same.
-So whoever follows looks there when a connection begins and whenever news do not follow those before. The thread alone
-listens; `follow` is called before it starts.
-"""
+"""The connection that hears what is published at Redis. One thread uses it; any may `wake` that thread."""
 
 from __future__ import annotations
 
-import logging
-import threading
+import selectors
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any
 
-from pushdemo.forking import call_in_child
-from pushdemo.redis.connection import Fields, Link, ListenerLostError, RedisUnavailableError
+import redis
 
-log = logging.getLogger("pushdemo")
+from pushdemo.redis.connection import Link
+from pushdemo.redis.pool import COMMAND_TIMEOUT
 
-LOOK = 5.0  # seconds between two looks while all is well, in case news went where this connection does not reach
-_AGAIN = 0.5  # seconds before the next try of a Redis that is gone
-
-
-class Follower(Protocol):
-    """What is kept as Redis has it."""
-
-    @property
-    def key(self) -> str:
-        """By which news are known as its own."""
-
-    def absorb(self, news: Fields) -> bool:
-        """Take over news; False where `catch_up` must find out what they follow."""
-
-    def catch_up(self) -> None:
-        """Take over what Redis has. Raises RedisUnavailableError."""
-
-    def tell(self) -> None:
-        """Tell whoever wants to know what has been taken over, in this or another thread."""
+SILENCE = 1.0  # seconds without news until Redis is asked whether it is there
+_CHANNELS = 1000  # in one command
 
 
-class Reader:
-    """Brings news to those that it is told of."""
+class ListenerLostError(ConnectionError):
+    """The connection that hears what is published has ended. That says nothing of Redis: to open it again tells."""
+
+
+class Listener:
+    """Hears the channels that it is told to, on a connection of its own."""
 
     def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
         self._link = link
         self._clock = clock
-        self._listener = link.listener()
-        self._followers: dict[bytes, Follower] = {}
-        self._closed = threading.Event()
-        self._started = self._lost = False
-        call_in_child(self._after_fork)
+        # Whatever the URL says of timeouts: this waits for news as long as it takes.
+        self._connection = link.where.connection(socket_timeout=COMMAND_TIMEOUT, client_name="pushdemo-reader")
+        self._selector: selectors.BaseSelector | None = None  # for as long as it is open, as are the next three
+        self._waking: socket.socket | None = None
+        self._woken: socket.socket | None = None
+        self._sock: Any = None
+        self._first: list[Any] | None = None  # the answer that opening has read already
+        self._heard = 0.0  # when Redis has last said anything
+        self._asked = False  # since then, whether it is there
 
-    def _after_fork(self) -> None:
-        # The thread and its connection are the parent's. A child that needs news says so, see `resume`; most need none.
-        self._listener = self._link.listener()
-        self._closed = threading.Event()
-        self._lost, self._started = self._started, False
-        self._resuming = threading.Lock()
+    def open(self, channels: Iterable[str]) -> None:
+        """Connect, and begin to hear these channels. Raises RedisUnavailableError."""
+        self._link.attempt(lambda: self._connect(list(channels)))
 
-    def follow(self, follower: Follower) -> None:
-        """Bring it news too, once started."""
-        self._followers[follower.key.encode()] = follower
+    def hear(self, channels: Sequence[str]) -> None:
+        """Begin to hear these too; `next` says when each is heard. Raises ListenerLostError."""
+        self._send("SUBSCRIBE", channels)
 
-    def unfollow(self, follower: Follower) -> None:
-        """Undo `follow`."""
-        self._followers.pop(follower.key.encode(), None)
+    def unhear(self, channels: Sequence[str]) -> None:
+        """Hear these no more. Raises ListenerLostError."""
+        self._send("UNSUBSCRIBE", channels)
 
-    def start(self) -> None:
-        """Have all catch up now, before the first client comes, if Redis can be reached; then listen."""
-        self._started = True
-        with suppress(RedisUnavailableError):  # the log knows, and the thread goes on trying
-            self._look()
-        threading.Thread(target=self._run, name="pushdemo-redis-reader", daemon=True).start()
+    def next(self, timeout: float) -> list[Any] | None:
+        """What Redis says next, such as ["message", channel, text]; None after `timeout` seconds, or when woken.
 
-    def resume(self) -> None:
-        """Start in a forked child, if the parent had started; at once where there is nothing to do."""
-        if self._lost:
-            with self._resuming:
-                lost, self._lost = self._lost, False
-            if lost:
-                self.start()
+        Raises ListenerLostError where the connection ends, or Redis does not answer any more.
+        """
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            self._check()
+            if self._connection.can_read(0):
+                return self._read()
+            now = self._clock()
+            if now - self._heard > SILENCE + COMMAND_TIMEOUT:
+                raise ListenerLostError("no answer")
+            if now - self._heard >= SILENCE and not self._asked:
+                self._asked = True  # that nothing is published is no error; that the connection is dead shows in use
+                self._connection.send_command("PING", check_health=False)
+            if not timeout:
+                return None
+            self._wait(min(timeout, SILENCE))
+            return self._read() if self._connection.can_read(0) else None
+        except (redis.RedisError, OSError) as error:
+            raise ListenerLostError from error
+
+    def wake(self) -> None:
+        """Have `next` return now."""
+        if (waking := self._waking) is not None:
+            with suppress(OSError):  # full: it is about to; closed: nobody waits
+                waking.send(b"\0")
 
     def close(self) -> None:
-        """The application stops: the thread ends its connection and itself, within a second or so."""
-        self._closed.set()
+        """Hear no more, until it is opened again."""
+        self._connection.disconnect()
+        for each in (self._selector, self._waking, self._woken):
+            if each is not None:
+                each.close()
+        self._selector = self._waking = self._woken = self._sock = self._first = None
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            began = self._clock()
-            try:
-                self._listen()
-            except ListenerLostError:
-                # At once, unless that is what happens each time.
-                self._closed.wait(max(0.0, began + _AGAIN - self._clock()))
-            except RedisUnavailableError:
-                self._closed.wait(_AGAIN)
-            except Exception:
-                log.exception("the reader met an error and goes on")
-                self._closed.wait(_AGAIN)
-            finally:
-                self._listener.close()
+    def _connect(self, channels: Sequence[str]) -> None:
+        self._connection.connect()
+        self._sock = self._connection._sock  # the client library has no other way to wait for two things
+        self._woken, self._waking = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for sock in (self._sock, self._woken):
+            self._selector.register(sock, selectors.EVENT_READ)
+        self._waking.setblocking(False)
+        self._heard, self._asked = self._clock(), False
+        for number in range(0, len(channels), _CHANNELS):
+            self._connection.send_command("SUBSCRIBE", *channels[number : number + _CHANNELS], check_health=False)
+        if channels:
+            self._first = self._connection.read_response(disconnect_on_error=False)
 
-    def _listen(self) -> None:
+    def _wait(self, timeout: float) -> None:
+        """Wait until there is something to read, or somebody wakes this thread."""
+        assert self._selector
+        assert self._woken
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._woken:
+                self._woken.recv(4096)
+
+    def _check(self) -> None:
+        """The client library would connect anew, and hear nothing."""
+        if not self._connection.is_connected:
+            raise ListenerLostError("closed")
+
+    def _send(self, command: str, channels: Sequence[str]) -> None:
         try:
-            self._listener.open()
-        except RedisUnavailableError:
-            if not self._link.trouble:  # refused, to a user who may use no channels: then by looking alone
-                self._look()
-            raise
-        due = self._clock()  # behind the opening: what comes from here on is heard
-        while not self._closed.is_set():
-            # Where others have met trouble, a look ends it, or else meets it too.
-            if self._clock() >= due or self._link.trouble:
-                self._look()
-                due = self._clock() + LOOK
-            news = self._listener.next()
-            if news is not None:
-                self._take_over(news)
+            self._check()
+            for number in range(0, len(channels), _CHANNELS):
+                self._connection.send_command(command, *channels[number : number + _CHANNELS], check_health=False)
+        except (redis.RedisError, OSError) as error:
+            raise ListenerLostError from error
 
-    def _look(self) -> None:
-        for follower in list(self._followers.values()):
-            try:
-                follower.catch_up()
-            except RedisUnavailableError:
-                if self._link.trouble:
-                    raise
-                # Refused: a full Redis has no room for a topic that is new to it. The others catch up all the same.
-            follower.tell()
-
-    def _take_over(self, news: bytes) -> None:
-        """See redis/scripts.py for what they look like."""
-        head, _, body = news.partition(b"\n")
-        key, *words = head.split(b" ")
-        follower = self._followers.get(key)
-        if follower is None:  # another application's
-            return
-        if not follower.absorb({**dict(zip(words[::2], words[1::2], strict=True)), b"b": body}):
-            follower.catch_up()
-        follower.tell()
+    def _read(self) -> list[Any]:
+        answer: list[Any] = self._connection.read_response(disconnect_on_error=False)
+        self._heard, self._asked = self._clock(), False
+        return answer

@@ -71,7 +71,7 @@ class SessionOwnership:
 
     def is_elsewhere(self, name: str) -> bool:
         """See Ownership."""
-        value = self._link.call(lambda: self._link.client.get(self._key(name)))
+        value = self._link.command("GET", self._key(name))
         return value is not None and value.decode() not in (self._process, _CLOSED)
 
     def renew(self, names: Sequence[str]) -> list[str]:
@@ -90,7 +90,7 @@ class SessionOwnership:
 
     def close(self, name: str) -> None:
         """See Ownership. A session that nobody has needs no mark."""
-        self._link.call(lambda: self._link.client.set(self._key(name), _CLOSED, px=round(EXPIRY * 1000), xx=True))
+        self._link.command("SET", self._key(name), _CLOSED, "PX", round(EXPIRY * 1000), "XX")
 
     def _key(self, name: str) -> str:
         return self._link.key("generator", name)

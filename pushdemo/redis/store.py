@@ -9,24 +9,28 @@ renewed in the thread of the renewals (redis/leases.py).
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pushdemo.cache.canonical import NotCanonicalError
 from pushdemo.cache.keys import Key
 from pushdemo.cache.store import CachetoolsStore, Entry, Timer
 from pushdemo.forking import call_in_child
-from pushdemo.redis.connection import Fields, Link, RedisUnavailableError
-from pushdemo.redis.leases import LEASE_TIME, Renewals
-from pushdemo.redis.scripts import CLAIM, COUNT, DELETE, GET, SETTLE
+from pushdemo.redis.connection import Call, Fields, Link
+from pushdemo.redis.pool import RedisUnavailableError
+from pushdemo.redis.renewals import LEASE_TIME, Renewals
+from pushdemo.redis.scripts import CLAIM, COUNT, DELETE, DELETIONS, GET, SETTLE
 from pushdemo.redis.values import decoded, digest, encoded
 
 log = logging.getLogger("pushdemo.cache")
 
 SHORTEST, LONGEST = 0.005, 0.1  # seconds between two looks whether someone else's claim has ended
+_NEWEST = re.compile(rb"(\d{1,18}) (\w+)")
 _EVER = 10 * 365 * 24 * 3600.0  # seconds: for values that are used for ever
 
 
@@ -82,11 +86,11 @@ class RedisStore:
         self._keys = [link.key("cache", name, part) for part in ("values", "times", "claims")]
         self._deletions_key = link.key("deletions")
         self._channel = link.channel
-        self._get = link.script(GET)
+        self._get = link.script(GET, writes=False)
         self._claim = link.script(CLAIM)
         self._settle = link.script(SETTLE)
         self._delete = link.script(DELETE)
-        self._count = link.script(COUNT)
+        self._count = link.script(COUNT, writes=False)
         self._copies = CachetoolsStore(name, maxsize, timer)
         self._turns = CachetoolsStore(name, maxsize, timer)  # for claims alone: whose turn it is in this process
         self._named: dict[str, Key] = {}  # by digest, the keys that may be among the copies; under _lock
@@ -294,11 +298,15 @@ class RedisStore:
 
 
 class Deletions:
-    """The news of what other nodes have deleted, for all stores of this process. A Follower, see redis/listener.py."""
+    """The news of what other nodes have deleted, for all stores of this process. A Follower, see redis/reader.py."""
+
+    wanted = True
 
     def __init__(self, link: Link) -> None:
-        self._link = link
-        self.key = link.key("deletions")
+        self.channel = link.channel
+        self.current = False
+        self._key = link.key("deletions")
+        self._newest = link.script(DELETIONS, writes=False)
         # Number and token of the newest deletion known here. The reader's thread alone uses it.
         self._known: tuple[int, bytes] | None = None
         self._lock = threading.Lock()  # guards the next line
@@ -319,16 +327,22 @@ class Deletions:
             self._forget(news[b"b"].decode(), news[b"d"].decode())
         return True
 
-    def catch_up(self) -> None:
+    def look(self) -> Call:
+        """See Follower."""
+        return self._newest.with_([self._key], [])
+
+    def take_over(self, call: Call, answer: Any) -> None:
         """See Follower. Drops all copies if any deletion was missed, as nobody knows which ones."""
-        found = self._link.call(lambda: self._link.client.get(self.key))
-        number, _, token = (found or b"0 ").partition(b" ")
-        known = (int(number) if number.isdigit() else 0, token)
+        found = _NEWEST.fullmatch(answer)
+        known = (int(found[1]), found[2]) if found else (0, b"")
         if self._known != known:
             self._known = known
             self._forget("", "")
 
     def tell(self) -> None:
+        """See Follower. Nobody waits for deletions."""
+
+    def cut_off(self, cut: bool) -> None:
         """See Follower. Nobody waits for deletions."""
 
     def _forget(self, function: str, name: str) -> None:

@@ -1,31 +1,42 @@
 """A topic whose order is that of a Redis Stream, and whose history in this process is a mirror of the stream's end.
 
-A topic has two keys: a hash, its state, which says in which life (epoch) it is and how far, and the stream of that
-life. An entry's id in the stream is `number-0`; a notice behind message `number` is `number-1` and so on. What an entry
-consists of is the stream's; its position is this process's own. Run by: any thread; the state is under `changed`.
+Theory of operation. A topic has two keys at Redis: its state, a hash that says in which life (epoch) it is and how far,
+and the stream of that life. An entry's id in the stream is `number-0`; a notice after message `number` is `number-1`
+and so on. Each entry names its own nonce and that of the entry before it, so that a mirror knows whether something is
+missing, and whether the Redis that it asks is the one that it is a mirror of.
+
+While the topic has clients here, the reader keeps the mirror current. Otherwise the mirror stays where it is: a client
+that begins looks for itself, and a message that is published here does not have to be taken over.
+
+What is in the stream may not be ours, or be of a later version: the mirror says so once, passes it over, and tells a
+reset where a message is missing.
+
+Run by: any thread; the state is under `lock`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from pushdemo.redis.connection import Fields, Link, RedisUnavailableError
-from pushdemo.redis.scripts import LOOK, PUBLISH
+from pushdemo.redis.connection import Argument, Call, Fields, Link
+from pushdemo.redis.pool import RedisUnavailableError
+from pushdemo.redis.scripts import FORMAT, LOOK, PUBLISH
 from pushdemo.topics import content
 from pushdemo.topics.message import EntryKind, Message, event_id, parse_event_id
 from pushdemo.topics.topic import Beginning, Topic
 
-ENDED_FOR = 24 * 3600  # seconds that an ended topic is remembered; then it begins anew
-_LIVES = 5  # how often a topic may begin anew while one message is being published
+log = logging.getLogger("pushdemo")
 
 Place = tuple[int, int]  # an entry's id in the stream
-Known = tuple[str, str, int, str, bytes]  # see redis/scripts.py: the first of it is the epoch, or ""
-Entry = tuple[bytes, Fields]  # as the client library gives it
+Known = tuple[str, str, int, str, bytes]  # what scripts know as the caller's; the first of it is the epoch, or ""
+Entry = tuple[bytes, Sequence[bytes]]  # as Redis gives it: its id, names and what they name
+_KINDS = {b"message", b"reset", b"failing", b"end"}
 
 
 class Lease(NamedTuple):
@@ -39,8 +50,19 @@ class LeaseLostError(RuntimeError):
     """Someone else has been given the lease, or the topic has begun a new life."""
 
 
+class Keeper(Protocol):
+    """What keeps a topic's mirror current while the topic has clients: the reader."""
+
+    def follow(self, topic: RedisTopic) -> None: ...
+
+    def leave(self, topic: RedisTopic) -> None: ...
+
+
 class RedisTopic(Topic):
-    """A topic that all nodes share; see Topic. Its reader (redis/listener.py) keeps the mirror up with the stream."""
+    """A topic that all nodes share; see Topic. `lifetime` is how many seconds it is kept at Redis while nobody uses it.
+
+    Without a `keeper` nothing keeps the mirror current but what is published here.
+    """
 
     def __init__(
         self,
@@ -51,27 +73,39 @@ class RedisTopic(Topic):
         history: int = 100,
         history_bytes: int | None = None,
         pattern: str = "",
+        lifetime: float | None = None,
+        keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
             name, content_type=content_type, history=history, history_bytes=history_bytes, pattern=pattern, clock=clock
         )
-        self.key = link.key("topic", name)  # of its state, and in the news
-        self._stream = link.key("stream", name)
+        self.key = link.key(FORMAT, "topic", name)
+        self.stream = link.key(FORMAT, "stream", name)
+        self.channel = link.news(FORMAT, "topic", name)
+        self.current = False  # see Follower; the reader's thread sets it
+        self.lease_news: Callable[[Fields], None] = lambda news: None  # called with what is said of the topic's lease
+        self.lifetime = lifetime
+        self.touch_due = 0.0  # when Redis is to be told that the topic is in use; the reader's thread alone uses it
         self._link = link
-        self._look = link.script(LOOK)
-        self._publish = link.script(PUBLISH)
-        self._catching_up = threading.Lock()  # one at a time, so that what an earlier look has found is not the last
-        self._notices = 0  # of the stream's, behind the last message; under the lock, as is all that follows
+        self._keeper = keeper
+        self._look = link.script(LOOK, writes=False)
+        self._publish = link.script(PUBLISH, publishes=True)
+        self._clock_keys = [link.key(FORMAT, "clock"), link.key(FORMAT, "changes")]
+        self._refreshing = threading.Lock()  # one at a time; guards the next line
+        self._refreshed = float("-inf")  # when the newest look of `refresh` began
+        self._notices = 0  # of the stream's, after the last message; under `lock`, as is all that follows
         self._nonce = b""  # of the newest entry, by which it is known again
         self._shared = False  # whether the epoch is one of Redis's
+        self._strange = False  # something in the stream was not ours, which the log knows
         self._told: tuple[int, bool] = self._mark()
 
     def begin_in_child(self) -> None:
         """See Topic. The life of a topic that Redis knows is Redis's."""
         epoch, history = self.epoch, self._history
         super().begin_in_child()
-        self._catching_up = threading.Lock()
+        self.current = False
+        self._refreshing = threading.Lock()
         if self._shared:
             self.epoch, self._history = epoch, history
 
@@ -89,49 +123,59 @@ class RedisTopic(Topic):
     def append(
         self, body: bytes, kind: EntryKind | Literal["end"], lease: Lease | None = None, nonce: str = ""
     ) -> Message | None:
-        """Add an entry to the stream and to the mirror, and tell everyone here; None for an end.
+        """Add an entry to the stream, and to the mirror where that is current; None for an end.
 
         Raises LeaseLostError where `lease` has been given to someone else; RedisUnavailableError, after which the entry
         may be in the stream or not: asked for again with the same `nonce`, it is added once, unless someone else's came
         in between. Raises RuntimeError once the topic has ended.
         """
+        known = self.known()
+        if lease and lease.epoch != known[0]:
+            raise LeaseLostError
+        if self.closed or (self.ended and self.current):
+            raise self._has_ended()
         nonce = nonce or os.urandom(8).hex()
-        for _ in range(_LIVES):
-            if self.ended or self.closed:
-                break
-            known = self.known()
-            epoch = known[0]  # of the same look, as the reader may find a new life meanwhile
-            if lease and lease.epoch != epoch:
-                raise LeaseLostError
-            answer = self._publish(
-                [self.key, self.stream(epoch)],
-                [*known, nonce, kind, body, lease.fence if lease else "", self.kept, ENDED_FOR, self._link.channel],
-            )
-            if answer[0] == b"added":
-                place = int(answer[1]), int(answer[2])
-                return self._added(epoch, place, nonce, kind, body, before=answer[3] if answer[3:] else None)
-            if answer[0] == b"lost":
-                raise LeaseLostError
+        answer = self._publish(*self.publishing(known, nonce, kind, body, lease))
+        if answer[0] == b"lost":
+            raise LeaseLostError
+        if answer[0] == b"ended":
             self.catch_up()
             self.tell()
-        raise RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
+            raise self._has_ended()
+        epoch, place = answer[1].decode(), (int(answer[2]), int(answer[3]))
+        return self._added(epoch, place, nonce, kind, body, before=answer[4] if answer[4:] else None)
+
+    def publishing(
+        self, known: Known, nonce: str, kind: str, body: bytes, lease: Lease | None = None
+    ) -> tuple[list[str], list[Argument]]:
+        """The keys and arguments of PUBLISH for an entry."""
+        fence = lease.fence if lease else ""
+        return (
+            [self.key, self.stream, *self._clock_keys],
+            [*known, nonce, kind, body, "", fence, self.kept, self._milliseconds(), self.channel, self.name],
+        )
+
+    def _has_ended(self) -> RuntimeError:
+        return RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
 
     def _added(
         self, epoch: str, place: Place, nonce: str, kind: str, body: bytes, *, before: bytes | None
     ) -> Message | None:
-        with self.changed:
-            same = epoch == self.epoch
+        with self.lock:
+            if not self._shared and place == (1, 0):  # the topic's first entry: nothing can be missing
+                self._begin_life(epoch, [])
+            same = self._shared and epoch == self.epoch
             here = same and place <= (self.number, self._notices)  # the news may have been faster
             if same and not here and before == self._nonce:
                 self._take(place, nonce.encode(), kind, body, self.clock())
                 here = True
-        if not here:  # others have published meanwhile
+        if not here and (self.clients or not self._keeper):  # others have published meanwhile
             with suppress(RedisUnavailableError):  # which the reader will bring: this entry is in the stream
                 self.catch_up()
         self.tell()
         if kind == "end":
             return None
-        with self.changed:
+        with self.lock:
             id = event_id(epoch, place[0])
             for entry in reversed(self._history.values()):
                 if entry.id == id and entry.kind == kind:
@@ -140,26 +184,49 @@ class RedisTopic(Topic):
 
     # -- what clients do
 
+    def join(self) -> None:
+        """See Topic. The first client has the reader keep the mirror current."""
+        super().join()
+        if self._keeper:
+            self._keeper.follow(self)
+
+    def leave(self) -> None:
+        """See Topic."""
+        super().leave()
+        if self._keeper and not self.clients:
+            self._keeper.leave(self)
+
+    @property
+    def wanted(self) -> bool:
+        """See Follower."""
+        return self.clients > 0
+
     def begin(self, last_event_id: str = "") -> Beginning:
-        """See Topic. An id that another node has given out a moment ago may be ahead of this mirror.
+        """See Topic. The mirror may be behind: it is not current, or another node has just given that id out.
 
         Clients that come back by the thousand do not wait for a Redis that is gone: then as far as the mirror goes.
         """
         parsed = parse_event_id(last_event_id)
-        if parsed and (parsed[0] != self.epoch or parsed[1] > self.number):
+        if not self.current or (parsed and (parsed[0] != self.epoch or parsed[1] > self.number)):
+            self.refresh()
+        return super().begin(last_event_id)
+
+    def refresh(self) -> None:
+        """Have the mirror be as the stream is now, or later; for callers at one time, one look does."""
+        asked = self.clock()
+        with self._refreshing:
+            if self._refreshed > asked:
+                return
+            began = self.clock()
             with suppress(RedisUnavailableError):
                 self.catch_up(patient=False)
-        return super().begin(last_event_id)
+                self._refreshed = began
 
     # -- the mirror
 
-    def stream(self, epoch: str) -> str:
-        """The key of the stream of one of the topic's lives."""
-        return f"{self._stream}:{epoch}"
-
     def known(self) -> Known:
         """What the scripts begin with: by it they tell whether this Redis is the one that the mirror is of."""
-        with self.changed:
+        with self.lock:
             epoch = self.epoch if self._shared else ""
             return epoch, os.urandom(4).hex(), self.number, f"{self.number}-{self._notices}", self._nonce
 
@@ -169,7 +236,7 @@ class RedisTopic(Topic):
 
     def tell(self) -> None:
         """Tell the listeners, unless they know."""
-        with self.changed:
+        with self.lock:
             mark = self._mark()
             if mark == self._told:
                 return
@@ -180,51 +247,76 @@ class RedisTopic(Topic):
         """Take over what the stream has and the mirror has not, without telling anyone.
 
         Finds out whether the topic has begun a new life: in a Redis that was flushed or that went back to an older
-        copy of its data, the numbers begin again. Does nothing while Redis is known to be gone, unless `patient`.
+        copy of its data, the numbers begin again. Does nothing while Redis is known to be in trouble, unless `patient`.
         Raises RedisUnavailableError.
         """
-        with self._catching_up:
-            if not patient and self._link.trouble:  # whoever held the lock may have waited for that in vain
-                return
-            found, number, notices = self._look([self.key, self.stream(self.epoch)], self.known())
-            epoch = found.decode()
-            with self.changed:
-                same = self._shared and epoch == self.epoch
-                if same and (number, notices) <= (self.number, self._notices):
-                    return
-                place = f"({self.number}-{self._notices}" if same else "-"
-            key = self.stream(epoch)
-            entries = self._link.call(lambda: self._link.client.xrange(key, place))
-            with self.changed:
-                if not same:
-                    self._begin_life(epoch, entries)
-                self._absorb(entries)
+        if patient or not self._link.trouble:
+            call = self.look()
+            self.take_over(call, self._link.run(call))
+
+    def look(self) -> Call:
+        """See Follower."""
+        keys = [self.key, self.stream]
+        return self._look.with_(keys, [*self.known(), self.kept, self._milliseconds()])
+
+    def take_over(self, call: Call, answer: Sequence[Any]) -> None:
+        """See Follower."""
+        epoch, number, notices, entries = answer[0].decode(), int(answer[1]), int(answer[2]), answer[3]
+        with self.lock:
+            if call.args[0] != (self.epoch if self._shared else ""):
+                return  # another look has found another life meanwhile, which this one may be from before
+            if epoch != call.args[0]:
+                self._begin_life(epoch, entries)
+            self._absorb(entries)
+            if (number, notices) > (self.number, self._notices):  # the stream has lost what the state knows of
+                if number > self.number:
+                    self._reset(number)
+                self._notices, self._nonce = notices, b""
 
     def absorb(self, news: Fields) -> bool:
-        """Take over the entry that the news tell of, unless the mirror has it.
-
-        False where it does not follow what the mirror has, or is of another life.
-        """
-        with self.changed:
-            if news[b"e"].decode() != self.epoch:
+        """See Follower."""
+        if news.get(b"k") in (b"free", b"taken"):
+            self.lease_news(news)
+            return True
+        with self.lock:
+            if news[b"l"].decode() != self.epoch:
                 return False
             place = _place(news[b"i"])
             if place > (self.number, self._notices):
-                if news[b"p"] != self._nonce:
+                if news[b"p"] != self._nonce or not _is_ours(news):
                     return False
                 self._take_entry(place, news)
         return True
 
+    def cut_off(self, cut: bool) -> None:
+        """See Follower."""
+
+    def _milliseconds(self) -> str:
+        return str(round(self.lifetime * 1000)) if self.lifetime is not None else ""
+
     def _absorb(self, entries: Sequence[Entry]) -> None:
-        """Take entries over as the stream has them, behind a reset where they do not follow what the mirror has."""
-        for id, fields in entries:
+        """Take entries over as the stream has them, after a reset where they do not follow what the mirror has."""
+        for id, words in entries:
+            fields = dict(zip(words[::2], words[1::2], strict=True))
             place = number, notice = _place(id)
             if place <= (self.number, self._notices):
+                continue
+            if not _is_ours(fields):
+                self._pass_over(place, fields)
                 continue
             missed = number > self.number + (notice == 0)  # what was in between has left the stream
             if missed or self._nonce not in (b"", fields[b"p"]):
                 self._reset(number - (notice == 0))
             self._take_entry(place, fields)
+
+    def _pass_over(self, place: Place, fields: Fields) -> None:
+        """An entry that is not ours, or of a later version: a message of that kind is a reset."""
+        if not self._strange:
+            self._strange = True
+            log.error("topic %s passes over what it does not know in its stream at Redis (not said again)", self.name)
+        if place[0] > self.number:
+            self._reset(place[0])
+        self._notices, self._nonce = place[1], fields.get(b"n", b"")
 
     def _begin_life(self, epoch: str, entries: Sequence[Entry]) -> None:
         """Forget the life before this one; under the lock, which is held until its entries are taken over."""
@@ -239,7 +331,7 @@ class RedisTopic(Topic):
             self._reset(before)
             return
         self.number, self._notices = before, 0
-        if any(fields.get(b"k") != b"end" for _, fields in entries):
+        if any(b"end" not in words[1::2] for _, words in entries):
             # Who has waited here since before Redis was there begins at the newest message, as any new client does:
             # the first position is left out, and who is in front of it has a gap to jump.
             self.head += 1
@@ -262,7 +354,7 @@ class RedisTopic(Topic):
         self._nonce = nonce
         if kind == "end":
             self.ended = True
-            self.changed.notify_all()
+            self.notify_all()
             return
         id = event_id(self.epoch, number)
         self._keep(self._message(self.head + 1, number, id, body, kind, at))
@@ -278,3 +370,13 @@ class RedisTopic(Topic):
 def _place(id: bytes) -> Place:
     number, notice = map(int, id.split(b"-"))
     return number, notice
+
+
+def _is_ours(fields: Fields) -> bool:
+    """Whether an entry, or news of one, is one that this version writes."""
+    return (
+        fields.get(b"v", FORMAT.encode()) == FORMAT.encode()
+        and {b"n", b"p", b"t", b"b"} <= fields.keys()
+        and fields[b"t"].isdigit()
+        and fields.get(b"k", b"message") in _KINDS
+    )

@@ -25,11 +25,18 @@ class Backend(Protocol):
 
     @property
     def trouble(self) -> str:
-        """Why the application is not ready for clients as it should be; empty where it is."""
+        """Why nothing can be published, in a sentence; empty where it can."""
+
+    @property
+    def warning(self) -> str:
+        """What is wrong that is no reason to send clients elsewhere, in a sentence; empty where nothing is."""
 
     @property
     def pool(self) -> SourcePool:
         """The threads that run all sources."""
+
+    def declare(self, pattern: str, *, content_type: str, history: int, lifetime: float | None) -> None:
+        """The application has declared a topic, or those of a pattern."""
 
     def topic(
         self,
@@ -74,10 +81,13 @@ class InProcess:
     """The backend without any other service: nodes share nothing."""
 
     ownership = None
-    trouble = ""
+    trouble = warning = ""
 
     def __init__(self, pool: SourcePool) -> None:
         self.pool = pool
+
+    def declare(self, pattern: str, *, content_type: str, history: int, lifetime: float | None) -> None:
+        """Nothing to do."""
 
     def topic(
         self,

@@ -151,8 +151,18 @@ def add_topic(
     introspectable.update(name=name, source=source, content_type=content_type)
     config.action(
         ("pushdemo.topic", pattern.shape),
-        lambda: registry["pushdemo.topics"].declare(declaration),
+        partial(_declare, registry, backend, declaration, history=history),
         introspectables=(introspectable,),
+    )
+
+
+def _declare(registry: Registry, backend: Backend, declaration: Declaration, *, history: int) -> None:
+    registry["pushdemo.topics"].declare(declaration)
+    backend.declare(
+        declaration.pattern.text,
+        content_type=declaration.content_type,
+        history=history,
+        lifetime=None if declaration.lifetime == FOREVER else declaration.lifetime,
     )
 
 
@@ -270,7 +280,7 @@ def _backend(settings: Settings, pool: SourcePool) -> Backend:
             raise
         raise SettingsError('pushdemo.redis_url needs the redis package: pip install "pushdemo[redis]"') from None
     try:
-        return RedisBackend(settings.redis_url, pool=pool)
+        return RedisBackend(settings.redis_url, settings.redis_namespace, pool=pool, stale=settings.redis_stale)
     except ValueError as error:
         raise SettingsError(f"pushdemo.redis_url: {error}, such as redis://localhost:6379/0") from None
 

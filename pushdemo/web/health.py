@@ -16,15 +16,15 @@ def live(request: Request) -> dict[str, Any]:
 
 
 def ready(request: Request) -> dict[str, Any]:
-    """Answer 200 where new clients are well served; 503 and the reason while the server drains or Redis is gone.
+    """Answer 200 where new clients are well served; 503 and why while the server drains, or nothing can be published.
 
-    The process notices within seconds that Redis is gone. A node that is not ready still serves its pages and keeps its
-    clients.
+    The process notices within seconds. A node that is not ready still serves its pages and keeps its clients. A Redis
+    that is full is a reason with 200: all nodes have it at once, and a balancer would be left without any.
     """
     end = request.environ.get("pushdemo.end")
-    trouble: str = request.registry["pushdemo.backend"].trouble
-    reason = "the server is stopping" if end and end.near else trouble and f"Redis is not reachable: {trouble}"
-    if not reason:
-        return {"ready": True}
-    request.response.status_int = 503
-    return {"ready": False, "reason": reason}
+    backend = request.registry["pushdemo.backend"]
+    reason = "the server is stopping" if end and end.near else backend.trouble
+    if reason:
+        request.response.status_int = 503
+        return {"ready": False, "reason": reason}
+    return {"ready": True} | ({"reason": backend.warning} if backend.warning else {})

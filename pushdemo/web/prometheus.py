@@ -67,7 +67,7 @@ class StatusCollector(Collector):
             refusals.add_metric((kind, str(status)), count)
         yield refusals
         ready = float(not self._status.backend.trouble)
-        yield GaugeMetricFamily("pushdemo_ready", "0 while the Redis that nodes share cannot be reached.", value=ready)
+        yield GaugeMetricFamily("pushdemo_ready", "0 while nothing can be published.", value=ready)
         yield from self._places()
         yield from self._generators()
         yield from self._memorize()

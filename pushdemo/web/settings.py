@@ -20,6 +20,10 @@ PREFIX = "pushdemo."
 _FUNCTION = re.compile(r"pushdemo\.memorize\.(.+)\.duration")
 
 # An origin as browsers write it (RFC 6454 section 6.2): compared as text, so that a capital or a slash never matches.
+# `valkey` stands for `redis`. A Cluster is refused by name, where the URL is used.
+_REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+(?:sentinel|cluster))?|unix)://")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,50}")
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
 
 
@@ -63,7 +67,13 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def _redis_url(text: str) -> str:
-    if text and not text.startswith(("redis://", "rediss://", "unix://")):
+    if text and not _REDIS_URL.match(text):
+        raise ValueError
+    return text
+
+
+def _redis_namespace(text: str) -> str:
+    if not _NAMESPACE.fullmatch(text):
         raise ValueError
     return text
 
@@ -72,7 +82,8 @@ SECONDS = Converter(_seconds, "a number of seconds, 0 or more")
 SECONDS_ABOVE_0 = Converter(_seconds_above_0, "a number of seconds above 0")
 COUNT = Converter(_count, "a whole number, 1 or more")
 ORIGINS = Converter(_origins, "* or origins (scheme://host[:port], in lower case) separated by spaces")
-REDIS_URL = Converter(_redis_url, "a redis://, rediss:// or unix:// URL, or nothing")
+REDIS_URL = Converter(_redis_url, "a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or nothing")
+REDIS_NAMESPACE = Converter(_redis_namespace, "up to 50 letters, digits, _, . or -")
 PERMISSION = Converter(str, "the name of a permission, or nothing")
 
 
@@ -164,6 +175,18 @@ class Settings:
         "",
         "the Redis at which nodes share their topics and memorized values; empty: each process has its own",
         secret=True,
+    )
+    redis_namespace: str = option(
+        "redis_namespace",
+        REDIS_NAMESPACE,
+        "pushdemo",
+        "what all keys and channels at the Redis begin with, in braces; two applications there need one each",
+    )
+    redis_stale: float = option(
+        "redis_stale",
+        SECONDS_ABOVE_0,
+        10.0,
+        "seconds without the Redis after which clients are told, once, that what they see may be old",
     )
 
     # `pushdemo.memorize.<name>.duration`, in seconds, by the name of the function.

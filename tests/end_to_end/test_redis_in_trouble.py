@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pushdemo.redis.connection import RedisUnavailableError
+from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.topic import RedisTopic
 from tests.redis.support import Node, RedisServer, entries, namespace, redis_server
 from tests.support import PATIENCE, wait_until
@@ -73,7 +73,7 @@ def test_every_node_tells_the_same_messages_in_one_order(tmp_path: Path, seed: i
         nodes = [Node(server.url, space) for space in [namespace()] * 3]
         topics = [node.topic(history=HISTORY) for node in nodes]
         for node in nodes:
-            node.start()
+            node.start(listening=True)
         news = threading.Event()
         followers = [Follower(topic, news) for topic in topics]
         taken: list[str] = []  # by Redis, as far as it has said so

@@ -110,8 +110,13 @@ class Node:
         topic = self.topics[name] = self.backend.topic(name, content_type="text/plain", history=history)
         return topic
 
-    def start(self) -> Node:
+    def start(self, *, listening: bool = False) -> Node:
+        """Begin; `listening` is with a client of each topic, and news arriving."""
         self.backend.start(self.topics.values())
+        if listening:
+            for topic in self.topics.values():
+                topic.join()
+            wait_until(lambda: self.backend.trouble or all(topic.current for topic in self.topics.values()))
         return self
 
     def close(self) -> None:

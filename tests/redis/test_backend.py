@@ -48,11 +48,11 @@ def test_three_schemes_are_taken(url: str, address: str) -> None:
     assert Link(url).address == address
 
 
-@pytest.mark.parametrize("url", ["http://:swordfish@example.org", "localhost:6379", "redis+sentinel://:swordfish@h/0"])
+@pytest.mark.parametrize("url", ["http://:swordfish@example.org", "localhost:6379", "redis+srv://:swordfish@h/0"])
 def test_another_scheme_is_refused(url: str) -> None:
     assert refused(url) == (
-        "pushdemo.redis_url = (not shown): must be a redis://, rediss:// or unix:// URL, or nothing, such as "
-        "redis://localhost:6379/0"
+        "pushdemo.redis_url = (not shown): must be a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or "
+        "nothing, such as redis://localhost:6379/0"
     )
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pushdemo.redis import leases as redis_leases
-from pushdemo.redis import listener as redis_reader
-from pushdemo.redis.connection import RedisUnavailableError
-from pushdemo.redis.leases import RedisProducer
+from pushdemo.redis import producer as redis_producer
+from pushdemo.redis import reader as redis_reader
+from pushdemo.redis import renewals as redis_renewals
+from pushdemo.redis.pool import RedisUnavailableError
+from pushdemo.redis.producer import RedisProducer
 from pushdemo.redis.topic import LeaseLostError, RedisTopic
 from tests.redis.support import Node, RedisServer, entries, namespace, redis_server
 from tests.support import threads, wait_until
@@ -82,12 +83,12 @@ def grow(topic: RedisTopic, by: int = 5) -> None:
 
 def whole(topic: RedisTopic) -> list[str]:
     """All that a client has been told from the first message on; fails for a gap or a repeat in the numbers."""
-    position, numbers = 0, []
+    position, numbers = topic.oldest(), []
     while (message := topic.following(position)[0]) is not None:
         position = message.position
         numbers.append(message.number)
     assert numbers == list(range(1, len(numbers) + 1))
-    return [str(entry) for entry in entries(topic)]
+    return [str(entry) for entry in entries(topic, topic.oldest())]
 
 
 def test_one_node_makes_the_messages_for_all(member: Members) -> None:
@@ -106,7 +107,7 @@ def test_one_node_makes_the_messages_for_all(member: Members) -> None:
 def test_a_node_without_clients_does_not_compete(member: Members) -> None:
     idle, busy = member("i"), member("b")
     busy.news.join()
-    grow(idle.news)
+    grow(busy.news)
     assert busy.leads
     assert not idle.leads
     assert idle.runs == 0
@@ -115,13 +116,13 @@ def test_a_node_without_clients_does_not_compete(member: Members) -> None:
 @pytest.fixture
 def unending(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that is not given back is never another node's, and no source ends by itself."""
-    monkeypatch.setattr(redis_leases, "LEASE_TIME", 3600)
+    monkeypatch.setattr(redis_renewals, "LEASE_TIME", 3600)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Renewals turn often, and nothing but they and publishers run scripts."""
-    monkeypatch.setattr(redis_leases, "BEAT", 0.02)
+    monkeypatch.setattr(redis_renewals, "BEAT", 0.02)
     monkeypatch.setattr(redis_reader, "LOOK", 3600)
 
 
@@ -179,9 +180,9 @@ def test_when_its_linger_is_over_a_node_gives_its_lease_back(
     node.producer._linger = 0.0
     node.news.join()
     grow(node.news)
-    assert shared.client.exists(node.producer.keys[0])
+    assert shared.client.hexists(node.news.key, "holder")
     node.news.leave()
-    wait_until(lambda: not shared.client.exists(node.producer.keys[0]), what="the end of the lease")
+    wait_until(lambda: not shared.client.hexists(node.news.key, "holder"), what="the end of the lease")
 
 
 def test_a_node_that_has_left_a_topic_forgets_that_another_has_made_its_messages(member: Members, quick: None) -> None:
@@ -202,8 +203,8 @@ def test_a_node_that_has_left_a_topic_forgets_that_another_has_made_its_messages
 
 @pytest.mark.parametrize("trouble", [False, True])
 def test_beats_come_at_their_interval_however_they_end(monkeypatch: pytest.MonkeyPatch, trouble: bool) -> None:
-    monkeypatch.setattr(redis_leases, "BEAT", 0.05)
-    renewals, times = redis_leases.Renewals(), list[float]()
+    monkeypatch.setattr(redis_renewals, "BEAT", 0.05)
+    renewals, times = redis_renewals.Renewals(), list[float]()
 
     def beat() -> None:
         times.append(time.monotonic())
@@ -219,8 +220,8 @@ def test_beats_come_at_their_interval_however_they_end(monkeypatch: pytest.Monke
 def test_a_beat_that_raises_ends_neither_the_others_nor_itself(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(redis_leases, "BEAT", 0.01)
-    renewals, beats = redis_leases.Renewals(), list[str]()
+    monkeypatch.setattr(redis_renewals, "BEAT", 0.01)
+    renewals, beats = redis_renewals.Renewals(), list[str]()
 
     def wrong() -> None:
         beats.append("wrong")
@@ -238,7 +239,7 @@ class Turns:
 
     def __init__(self, node: Node) -> None:
         self.count = 0
-        node.backend._renewals.add(self._beat)
+        node.backend._leases._renewals.add(self._beat)
 
     def wait(self, turns: int) -> None:
         goal = self.count + turns
@@ -284,7 +285,7 @@ def test_nobody_asks_for_the_lease_of_a_topic_that_has_ended(shared: RedisServer
 def test_a_message_that_redis_does_not_take_is_tried_again_with_a_rest_in_between(
     fragile: RedisServer, member: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_leases, "_AGAIN", 0.1)
+    monkeypatch.setattr(redis_producer, "_AGAIN", 0.1)
     node = member("a", server=fragile)
     node.news.join()
     grow(node.news)
@@ -311,7 +312,7 @@ def test_the_next_producer_keeps_the_beat(member: Members, monkeypatch: pytest.M
     monkeypatch.setattr(redis_reader, "LOOK", 3600)
     first, second = member("a", interval=1000.0), member("b", interval=1000.0)
     if not heard:  # the news of the last message
-        first.news._link.channel = "nowhere"
+        first.news.channel = "nowhere"
     first.news.join()
     grow(first.news, 1)
     second.news.join()
@@ -341,8 +342,10 @@ def test_a_lease_that_ran_out_unnoticed_is_lost_once_another_has_it(shared: Redi
     first, second = member("a", interval=0.3), member("b")
     first.news.join()
     grow(first.news, 1)
-    fenced = shared.client.hincrby(first.news.key, "fence", 1)  # what another node's taking over does
-    shared.client.set(first.producer.keys[0], fenced, px=500)
+    other = first.backend._leases._prefix + "other"  # a node that takes over
+    shared.client.set(other, 1, px=500)
+    shared.client.hincrby(first.news.key, "fence", 1)
+    shared.client.hset(first.news.key, "holder", "other")
     wait_until(lambda: not first.leads, what="the loss")
     second.news.join()
     wait_until(lambda: first.leads or second.leads, what="a producer")
@@ -477,6 +480,7 @@ def test_a_source_that_ends_ends_the_topic_on_all_nodes_and_is_not_run_again(sha
         node.start()
     topics = [node.topics["news"] for node in nodes]
     for topic in topics:
+        topic.begin()
         topic.join()
     for topic in topics:
         wait_until(lambda topic=topic: topic.ended, what="the end")  # type: ignore[misc]
@@ -498,6 +502,7 @@ def test_a_failing_source_is_told_on_every_node(shared: RedisServer) -> None:
         topic.producer = node.backend.producer(topic, source, 1000.0, around=nullcontext)
         node.start()
     for node in nodes:
+        node.topics["news"].begin()
         node.topics["news"].join()
     for node in nodes:
         topic = node.topics["news"]

@@ -230,5 +230,5 @@ for key, text in wrong.items():
         "a number of seconds, 0 or more",
         "a whole number, 1 or more",
         "* or origins (scheme://host[:port], in lower case) separated by spaces",
-        "a redis://, rediss:// or unix:// URL, or nothing",
+        "a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or nothing",
     ]
