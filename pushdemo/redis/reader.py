@@ -156,8 +156,9 @@ class Reader:
     def _run_thread(self) -> None:
         """Have a thread, once started; under the lock. In a forked process, `follow` and `resume` have one."""
         if self._started and self._thread is None and not self._closed.is_set():
-            self._thread = threading.Thread(target=self._run, name="pushdemo-redis-reader", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="pushdemo-redis-reader", daemon=True)
+            thread.start()  # raises RuntimeError where the system has none left: the next follower tries again
+            self._thread = thread
 
     def close(self) -> None:
         """The application stops: the thread ends its connection and itself."""

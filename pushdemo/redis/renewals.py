@@ -39,8 +39,9 @@ class Renewals:
             self._rung = self._rung or at_once or not self._beats
             self._beats[beat] = None
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()  # raises RuntimeError where the system has none left: `add` is called again then
+                self._thread = thread
             self._changed.notify_all()
 
     def ring(self) -> None:
