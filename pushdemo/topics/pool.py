@@ -140,7 +140,7 @@ class SourcePool:
                 function()
             finally:
                 with self._lock:
-                    self._apart -= 1
+                    self._come_back()
 
         if self._started(run, f"pushdemo-source-{name}"):
             return True
@@ -236,10 +236,15 @@ class SourcePool:
         with self._lock:
             counts = self._begun.pop(threading.get_ident(), None) is not None
             if not counts:
-                self._apart -= 1
+                self._come_back()
             if self._is_over():
                 self.changed.notify()
             return counts
+
+    def _come_back(self) -> None:
+        """A thread that did not count has ended: another slow call may take its place."""
+        self._apart -= 1
+        self.changed.notify()
 
     def _is_over(self) -> bool:
         return not (self._heap or self._ready or self._begun)
