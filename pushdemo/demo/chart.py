@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pygal
 from pygal.style import Style
 
-from pushdemo.demo.load import HEIGHT, INTERVAL, NARROW, WIDE, WINDOW, Load, Sample
+from pushdemo.demo.load import GAP, HEIGHT, INTERVAL, NARROW, WIDE, WINDOW, Load, Sample
 
 # pygal installs an import hook for plug-ins, which are not used here. Its protocol is deprecated in Python 3.11 and
 # gone in Python 3.12.
@@ -82,9 +82,7 @@ def draw(samples: Sequence[Sample], width: int = WIDE) -> str:
     usage = [*_cores(samples), Line("memory", _MEMORY, [100 * each.memory / each.memory_total for each in samples])]
     network = [
         Line("received", _RECEIVED, [sample.received / 1000 for sample in samples]),
-        Line(
-            "sent", _SENT, [sample.sent / 1000 for sample in samples], dashes="6, 4"
-        ),  # on the loopback both are equal
+        Line("sent", _SENT, [sample.sent / 1000 for sample in samples], dashes="6, 4"),  # equal on the loopback
     ]
     top = _round_up(max(max(line.values) for line in network))
     upper = _chart("usage", times, usage, 100, (width, _USAGE_HEIGHT), y_title="CPU and memory, %")
@@ -140,6 +138,7 @@ def _chart(name: str, times: list[float], lines: list[Line], top: float, size: t
         width=width,
         height=tall,
         show_dots=False,
+        allow_interruptions=True,
         disable_xml_declaration=True,
         range=(0, top),
         xrange=(-WINDOW, 0),
@@ -160,9 +159,19 @@ def _chart(name: str, times: list[float], lines: list[Line], top: float, size: t
     chart.uuid = name
     chart.add_xml_filter(_without_scripts)
     for line in lines:
-        points = list(zip(times, line.values, strict=True))
+        points = _with_gaps(times, line.values)
         chart.add(line.name, points, stroke_style={"dasharray": line.dashes} if line.dashes else None)
     return str(chart.render(is_unicode=True))
+
+
+def _with_gaps(times: list[float], values: list[float]) -> list[tuple[float, float | None]]:
+    """Return the points of a line, which is broken where nothing was sampled."""
+    points: list[tuple[float, float | None]] = []
+    for time_, value in zip(times, values, strict=True):
+        if points and time_ - points[-1][0] > GAP:
+            points.append((time_, None))
+        points.append((time_, value))
+    return points
 
 
 def _without_scripts(root: Any) -> Any:

@@ -16,6 +16,7 @@ from pyramid.view import view_config
 
 INTERVAL = 2.0  # seconds from one sample to the next
 WINDOW = 120.0  # seconds for which samples are kept
+GAP = 3 * INTERVAL  # seconds; two samples that are further apart have a pause between them
 _FIRST = 0.25  # seconds over which the first one is taken
 _EARLY = 0.75  # of an interval: the age at which a sample is replaced, so that sources that wake apart share one
 
@@ -53,21 +54,18 @@ class Load:
     ) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._lock = (
-            threading.Lock()
-        )  # guards the two below; held while a sample is taken, so that all callers share it
+        self._lock = threading.Lock()  # guards the two below; held while a sample is taken: all callers share it
         self._samples: deque[Sample] = deque()
         self._reading: _Reading | None = None
 
     def samples(self) -> list[Sample]:
         """Return the samples, oldest first; the last one is less than an interval old.
 
-        After a pause without a call the samples begin anew, and this call takes a quarter of a second.
+        After a pause without a call this one takes a quarter of a second; samples of the window from before are kept.
         """
         with self._lock:
             now = self._clock()
-            if self._reading is None or now - self._reading.time > 3 * INTERVAL:
-                self._samples.clear()
+            if self._reading is None or now - self._reading.time > GAP:
                 self._reading = self._read()
                 self._sleep(_FIRST)
                 self._take()

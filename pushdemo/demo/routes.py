@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import metadata
 from typing import Any
 
 from pyramid.config import Configurator
+from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.events import BeforeRender
 from pyramid.httpexceptions import HTTPMethodNotAllowed
 from pyramid.request import Request
 from pyramid.response import Response
 
-from pushdemo.demo import chart, load, status
+from pushdemo.demo import chart, load, rooms, status
 from pushdemo.demo.home import data_stream
 from pushdemo.web.settings import Settings
 
 # Route, title and a sentence, in the order of the front page and the navigation.
 PAGES = (
     ("home", "Messages", "What the server knows, as it learns it."),
+    (
+        "rooms",
+        "Rooms",
+        "Write, and everyone who is in the room reads it at once. A room is made when it is first visited.",
+    ),
     ("load", "Load", "What this machine is doing, as a picture that moves without a script."),
     ("primes", "Primes", "A generator of your own, one prime a request, for as long as you like."),
     ("document", "Document", "A long text that appears line by line while the server still reads it."),
@@ -30,14 +38,25 @@ PAGES = (
 )
 
 
+def _links() -> tuple[tuple[str, str], ...]:
+    """Return names and addresses of the project's pages, as the installed package has them."""
+    urls = metadata("pushdemo").get_all("Project-URL") or []
+    return tuple((name.strip(), address.strip()) for name, _, address in (url.partition(",") for url in urls))
+
+
+LINKS = _links()
+
+
 def includeme(config: Configurator) -> None:
     """Add the demo's routes, static files and topics."""
     config.add_static_view("static", "pushdemo:static", cache_max_age=60)
     config.add_static_view("demo", "pushdemo.demo:static", cache_max_age=60)
-    config.add_topic("server", data_stream)
+    machine = load.Load()
+    config.add_topic("server", partial(_sampling, machine, data_stream))
     config.add_route("home", "/")
     config.add_route("server", "/server/index")
-    _add_load(config)
+    _add_rooms(config)
+    _add_load(config, machine)
     config.add_route("primes", "/primes")
     config.add_route("prime", "/prime")
     config.add_route("document", "/document")
@@ -46,13 +65,32 @@ def includeme(config: Configurator) -> None:
     config.add_route("run", "/job/run")
     _add_status(config)
     config.add_subscriber(_add_pages, BeforeRender)
-    for route, _, _ in PAGES:
+    for route in (*(route for route, _, _ in PAGES), "room"):
         if not route.startswith("pushdemo."):
             config.add_view(_method_not_allowed, route_name=route)  # for a method without a view
 
 
-def _add_load(config: Configurator) -> None:
-    machine = load.Load()
+def _add_rooms(config: Configurator) -> None:
+    config.set_csrf_storage_policy(CookieCSRFStoragePolicy(httponly=True, samesite="Lax"))
+    config.registry["pushdemo.demo.rate"] = rooms.Rate()
+    config.add_topic(rooms.MESSAGES, history=50)
+    count = partial(rooms.there, config.registry["pushdemo.topics"])
+    config.add_topic(
+        rooms.THERE, count, interval=rooms.INTERVAL, content_type="application/json", history=1, shared=False
+    )
+    config.add_route("rooms", "/rooms")
+    config.add_route("room", "/rooms/{room}")
+    config.add_route("room_stream", "/rooms/{room}/stream")
+
+
+def _sampling(machine: load.Load, source: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
+    """Yield what `source` does, and sample the load beside it: who goes to its page then finds it filled."""
+    for message in source():
+        yield message
+        machine.samples()
+
+
+def _add_load(config: Configurator, machine: load.Load) -> None:
     config.add_topic("load", machine.line, interval=load.INTERVAL, shared=False)
     for name, width in (("load.chart", load.WIDE), ("load.chart.narrow", load.NARROW)):
         pictures = partial(chart.pictures, machine, width)
@@ -73,6 +111,7 @@ def _add_status(config: Configurator) -> None:
 
 def _add_pages(event: BeforeRender) -> None:
     event["pages"] = PAGES
+    event["links"] = LINKS
 
 
 def _method_not_allowed(request: Request) -> Response:

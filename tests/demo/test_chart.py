@@ -28,12 +28,20 @@ def test_the_picture_has_axes_units_and_a_legend() -> None:
 
 
 def test_a_line_of_the_picture_is_where_its_values_are() -> None:
-    svg = ElementTree.fromstring(draw([sample(0.0, 0.0), sample(60.0, 100.0), sample(120.0, 50.0)]))
+    svg = ElementTree.fromstring(draw([sample(0.0, 0.0), sample(5.0, 100.0), sample(10.0, 50.0)]))
     paths = [path.get("d", "") for path in svg.iter(f"{SVG}path") if "line reactive" in path.get("class", "")]
     (x1, y1), (x2, y2), (x3, y3) = (tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", paths[0]))
     assert x2 - x1 == pytest.approx(x3 - x2)
     assert y1 > y3 > y2
     assert y1 - y3 == pytest.approx(y3 - y2)
+
+
+def test_a_line_is_broken_where_nothing_was_sampled() -> None:
+    svg = ElementTree.fromstring(draw([sample(time, 50.0) for time in (0.0, 2.0, 60.0, 62.0)]))
+    paths = [path.get("d", "") for path in svg.iter(f"{SVG}path") if "line reactive" in path.get("class", "")]
+    parts = [[float(x) for x in re.findall(r"[ML]([\d.]+) ", path)] for path in paths]
+    assert len(parts) == 2 * 4
+    assert all(last - first < 20 for first, last in parts)
 
 
 def test_lines_of_the_network_that_are_equal_can_both_be_seen() -> None:

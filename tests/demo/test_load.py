@@ -65,11 +65,15 @@ def test_samples_are_kept_for_the_window_alone(load: Load, clock: Clock) -> None
     assert len(clock.slept) == 1
 
 
-def test_after_a_pause_the_samples_begin_anew(load: Load, clock: Clock) -> None:
-    load.samples()
+def test_after_a_pause_the_samples_of_the_window_are_still_there(load: Load, clock: Clock) -> None:
+    (first,) = load.samples()
     clock.now += 60
+    samples = load.samples()
+    assert samples[0] == first
+    assert len(samples) == 2
+    assert len(clock.slept) == 2, "the second is not the mean of the pause"
+    clock.now += WINDOW + 1
     assert len(load.samples()) == 1
-    assert len(clock.slept) == 2
 
 
 def test_the_line_gives_each_figure_with_its_unit() -> None:

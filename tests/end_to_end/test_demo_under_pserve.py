@@ -271,10 +271,12 @@ def test_the_duration_in_the_ini_is_how_long_a_value_is_shown(tmp_path: Path) ->
 
 
 def shown(port: int) -> set[str]:
-    """The different texts that one client is shown in more than a second: they are times in whole seconds."""
+    """When the data was gathered that one client is shown in more than a second: these are times in whole seconds."""
     with Client(port) as client:
         stream = Parts(client.get(STREAM))
-        return {message(stream.take()[1]) for _ in range(7)}
+        messages = [ElementTree.fromstring(stream.take()[1]) for _ in range(7)]
+    assert len({message.text for message in messages}) > 1, "each message is new"
+    return {message.attrib["gathered"] for message in messages}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from tests.fixtureapps import hostile
-from tests.support import Pserve, chromium, pserve, require, wait_until
+from tests.support import Client, Pserve, chromium, pserve, require, wait_until
 
 require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "chromium chromium-driver")
 
 BOUND = 60.0  # seconds: a browser on a busy machine takes its time
-LONGEST_LIST = 200  # of static/index.js
+LONGEST_LIST = 200  # of static/home.js
 DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
 
 
@@ -85,12 +86,52 @@ def test_messages_appear_newest_first_and_the_console_is_silent(chrome: Any, tmp
         assert console(chrome) == []
 
 
-def test_each_message_has_the_time_it_came(chrome: Any, tmp_path: Path) -> None:
-    with pserve(tmp_path) as running:
+def test_a_row_has_one_clock_and_a_badge_that_says_how_old_the_cached_data_is(chrome: Any, tmp_path: Path) -> None:
+    with pserve(tmp_path, {"pushdemo.interval": 1, "pushdemo.memorize.duration": 600}) as running:
         page = Page(chrome, running)
-        page.wait(lambda page: page.texts(), "the first message")
-        time = chrome.find_element(By.CSS_SELECTOR, "#container > li time")
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", str(time.get_attribute("datetime")))
+        page.wait(lambda page: len(page.texts()) >= 3, "three messages")
+        row = "return [...document.querySelectorAll('#container > li')].map(li => [...li.querySelectorAll(%r)].map(%s))"
+        times = chrome.execute_script(row % ("time", "e => [e.textContent, e.dateTime]"))
+        assert all(datetime.fromisoformat(text) == datetime.fromisoformat(iso) for ((text, iso),) in times)
+        assert len({text for ((text, _),) in times}) == len(times), "each is visibly new"
+        badges = [
+            badge for ((badge,),) in chrome.execute_script(row % (".tag.cached, .tag.fresh", "e => [e.textContent]"))
+        ]
+        assert badges[-1] == "gathered now"
+        ages = [int(re.fullmatch(r"cached (\d+) of 600 s", badge)[1]) for badge in reversed(badges[:-1])]  # type: ignore[index]
+        assert ages == sorted(set(ages))
+
+
+def test_the_list_begins_with_what_was_sent_before(chrome: Any, tmp_path: Path) -> None:
+    with pserve(tmp_path, {"pushdemo.interval": 0.1}) as running, Client(running.port) as beside:
+        beside.get("/server/index?transport=jsonlines")
+        beside.head()
+        for _ in range(4):  # the preamble and three messages
+            beside.chunk()
+        page = Page(chrome, running)
+        page.wait(lambda page: 1 in page.numbers(), "the first message of all")
+
+
+@pytest.mark.parametrize("transport", ["multipart", "sse", "jsonlines", "longpoll"])
+def test_on_the_wire_is_what_the_server_has_sent(chrome: Any, tmp_path: Path, transport: str) -> None:
+    with pserve(tmp_path, {"pushdemo.interval": 1000}) as running:
+        page = Page(chrome, running)
+        page.wait(lambda page: page.texts(), "the message")
+        chrome.execute_script(f"document.querySelector('input[value={transport}]').click()")
+        shown, command, accept = (
+            str(chrome.execute_script(f"return document.getElementById('{id}').textContent"))
+            for id in ("wire", "curl", "accept")
+        )
+        assert command == f"curl -N -H '{accept}' \\\n  {running.url}/server/index"
+        with Client(running.port) as client:
+            client.get("/server/index", accept)
+            if transport == "longpoll":
+                assert client.response()[2].decode() == shown
+            else:
+                client.head()
+                sent = ""
+                while shown not in sent.replace("\r\n", "\n"):
+                    sent += client.chunk().decode()
 
 
 def test_one_more_message_appears_after_a_restart(chrome: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-/** The page of the document: shows each line as it comes, while the server still reads the file. */
+/** The page of the document: shows each line as it comes, while the server still reads the file, and follows its end. */
 
 import { sessionButton } from "./session.js";
 
@@ -9,7 +9,10 @@ async function read(answers, signal) {
   byId("text").setAttribute("aria-busy", "true");
   signal.addEventListener("abort", () => byId("text").setAttribute("aria-busy", "false"));
   for await (const { content, count } of answers) {
-    byId("text").append(...content.map((line) => `${line}\n`));
+    const text = byId("text");
+    const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40; // else the reader has scrolled up
+    text.append(...content.map((line) => `${line}\n`));
+    if (atEnd) text.scrollTop = text.scrollHeight;
     byId("count").textContent = count;
   }
   byId("text").setAttribute("aria-busy", "false");

@@ -42,4 +42,4 @@ function rest() {
 }
 
 addEventListener("pagehide", rest);
-subscribe(url, { onmessage: show, onstate: showState, heartbeat: 1000 * Number(heartbeat) });
+subscribe(url, { onmessage: show, onstate: showState, acrossTabs: "demo", heartbeat: 1000 * Number(heartbeat) });

@@ -46,5 +46,6 @@ subscribe(url, {
     byId("state").dataset.state = told.state;
     byId("state").textContent = describe(told);
   },
+  acrossTabs: "demo",
   heartbeat: 1000 * Number(heartbeat),
 });

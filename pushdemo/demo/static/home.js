@@ -1,50 +1,74 @@
-/** The front page: puts each message into the list, says how the connection does, and lets a visitor change it. */
+/** The front page: shows each message, what it is on the wire, and how the connection does; lets a visitor change it. */
 
 import { subscribe } from "../static/push.js";
+import { acceptOf, curlOf, onTheWire } from "./wire.js";
 
 const LONGEST_LIST = 200;
 const NAMES = { multipart: "multipart", sse: "server-sent events", jsonlines: "JSON lines", longpoll: "long polling" };
 
 const byId = (id) => document.getElementById(id);
-const { url, heartbeat } = byId("push").dataset;
+const { url, heartbeat, duration, boundary, address } = byId("push").dataset;
 const switches = byId("transports").elements;
 const counts = { received: 0, missed: 0, used: new Set() };
 let subscription;
 let transport;
 let last; // the number of the last message, or undefined where the next may be any
 let countdown;
+let newest; // message
 
 function connect() {
-  const lastEventId = subscription?.lastEventId;
+  const lastEventId = subscription?.lastEventId || "earliest"; // so that the list begins with what was sent before
   subscription?.close();
   const handlers = { onmessage: show, onstate: showState, onreset: showReset };
-  const options = { transport: switches.transport.value, lastEventId, heartbeat: 1000 * Number(heartbeat) };
+  const chosen = switches.transport.value;
+  const options = { transport: chosen, lastEventId, acrossTabs: "demo", heartbeat: 1000 * Number(heartbeat) };
   subscription = subscribe(url, { ...options, ...handlers });
+  byId("accept").textContent = acceptOf(chosen);
+  byId("curl").textContent = curlOf(address, chosen);
+  showWire(chosen);
 }
 
-function show({ id, content }) {
+/** Shows what the newest message is by this transport: also at a switch, before the next one comes. */
+function showWire(by) {
+  if (newest) byId("wire").textContent = onTheWire(newest, by, boundary);
+}
+
+function show(message) {
+  const { id, content } = message;
   count(id);
+  newest = message;
+  showWire(transport);
+  const { text, gathered } = parse(content);
+  const time = element("time", text);
+  const made = new Date(text);
+  time.dateTime = (Number.isNaN(made.valueOf()) ? new Date() : made).toISOString();
   const item = document.createElement("li");
-  item.append(element("span", textOf(content)), details(id));
+  item.append(time, details(id, gathered && badge(made - new Date(gathered))));
   const list = byId("container");
   list.prepend(item);
   while (list.children.length > LONGEST_LIST) list.lastElementChild.remove();
 }
 
-/** The text of a `<message>` document. */
-function textOf(xml) {
+/** The text of a `<message>` document, and when the data was gathered that goes with it. */
+function parse(xml) {
   const root = new DOMParser().parseFromString(xml, "application/xml").documentElement;
-  return root.nodeName === "message" ? root.textContent : xml;
+  if (root.nodeName !== "message") return { text: xml };
+  return { text: root.textContent, gathered: root.getAttribute("gathered") };
 }
 
-function details(id) {
-  const now = new Date();
-  const time = element("time", now.toLocaleTimeString());
-  time.dateTime = now.toISOString();
+/** Says how old the data is. Both times are the server's. */
+function badge(age) {
+  const seconds = Math.round(age / 1000);
+  const made = element("span", seconds > 0 ? `cached ${seconds} of ${duration} s` : "gathered now");
+  made.className = seconds > 0 ? "tag cached" : "tag fresh";
+  return made;
+}
+
+function details(id, cached) {
   const tag = element("span", document.querySelector(`input[value=${transport}]`).parentElement.textContent);
   tag.className = "tag";
   const line = element("span");
-  line.append(element("span", `#${numberOf(id)}`), tag, time);
+  line.append(...[cached, tag, element("span", `#${numberOf(id)}`)].filter(Boolean));
   return line;
 }
 
