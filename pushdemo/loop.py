@@ -44,6 +44,14 @@ class Loop:
         self._selector.register(self._ear, READ)
         self._known: dict[int | None, tuple[Handler, int]] = {}  # changed under the lock, read by any thread
 
+    def end_in_child(self) -> None:
+        """In a forked process: nothing is watched. The selector, which it shares with the parent, is not touched."""
+        self._lock = threading.RLock()
+        self._closed = True
+        self._known.clear()
+        self._ear.close()
+        self._bell.close()
+
     # -- any thread
 
     def watched(self, fd: int | None, handler: Handler) -> int:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ from pushdemo.workers import Work, Workers
 
 log = logging.getLogger("pushdemo")
 
+_LENGTH = 10**17 + secrets.randbelow(10**17)  # in the headers of an answer that has no length yet; nobody can guess it
 _TOGETHER = 65_536  # bytes of a body that are copied behind the headers, so that both are one `send`
 
 
@@ -67,6 +69,7 @@ class ParkingTask(WSGITask):
 
     park: Park  # what it offers to the application
     answered = False  # a long poll, by the hub
+    around_length = b"", b""  # of a long poll: the response's headers before and after the number of its bytes
     first = b""  # of a stream's response: what the hub sends first
 
     def __init__(self, channel: ParkingChannel, request: HTTPRequestParser) -> None:
@@ -95,6 +98,7 @@ class ParkingTask(WSGITask):
         environ["pushdemo.park"] = self.park
         environ["pushdemo.turn"] = Turn(self.request.turn, self.channel.server.workers)
         environ["pushdemo.end"] = self.channel.server.end
+        environ["pushdemo.trouble"] = self.channel.server.trouble
         return environ
 
     def write(self, data: bytes) -> None:
@@ -117,11 +121,19 @@ class ParkingTask(WSGITask):
     def finish(self) -> None:
         """The application has had its say: leave, if its response waits."""
         if self.park.parked is not None:
+            if isinstance(self.park.parked, LongPoll):
+                self._make_headers()
             raise Parked(self)
         if self.request.command == "HEAD":
             self.write(b"")  # the headers
             self.chunked_response = False  # waitress would send the last chunk of a body that must not be there
         super().finish()
+
+    def _make_headers(self) -> None:
+        """Make the headers of a long poll's answer, whatever its length: here an error in them is still a 500."""
+        self.content_length = _LENGTH
+        before, mark, after = self.build_response_header().partition(b"Content-Length: %d" % _LENGTH)
+        self.around_length = before + mark.partition(b" ")[0] + b" ", after
 
 
 class End:
@@ -161,6 +173,7 @@ class Reception:
         self.map = listener._map  # by descriptor: listeners and connections, but for those that are parked
         self.add_task = listener.add_task
         self.hub = hub
+        self.trouble = lambda: hub.trouble  # what keeps parked clients from being served, if anything does
         self.workers = workers
         self.loop = loop
         self.end = end
@@ -364,9 +377,8 @@ class PolledChannel:
 
     def response(self, body: bytes) -> bytes:
         """Headers, as waitress writes them for a body of this length, and the body."""
-        self._task.content_length = len(body)
-        header: bytes = self._task.build_response_header()
-        return header + body
+        before, after = self._task.around_length
+        return b"%s%d%s%s" % (before, len(body), after, body)
 
     def done(self, rest: bytes) -> None:
         """Take the connection back; the request ends as any other."""
@@ -384,6 +396,7 @@ class PolledChannel:
     def gone(self) -> None:
         """The socket is closed: nobody is left to serve."""
         channel = self._channel
+        channel.del_channel()  # an error may have come when it was on its way back
         channel.connected = False
         channel.socket = None
         channel.forget()

@@ -20,6 +20,7 @@ from waitress.adjustments import asbool
 from waitress.server import BaseWSGIServer, create_server
 
 from pushdemo.delivery.hub import Hub
+from pushdemo.forking import call_in_child
 from pushdemo.loop import READ, Loop
 from pushdemo.offer import Application, outermost
 from pushdemo.parking import End, ParkingChannel, Reception
@@ -57,6 +58,8 @@ class Server:
         self._listeners = [
             Listener(each, Reception(each, self.hub, workers, self._loop, self._end)) for each in listeners
         ]
+        self._handlers: dict[int, Any] = {}  # those of signals that ours stand for, while it runs in the main thread
+        call_in_child(self._end_in_child)
 
     @property
     def addresses(self) -> list[tuple[str, Any]]:
@@ -72,6 +75,7 @@ class Server:
                         listener.look()
                     self._loop.turn(min(left, self._adj.asyncore_loop_timeout))
                     self._workers.expire(time.monotonic())
+                    self.hub.start_again()
             finally:
                 self._close()
 
@@ -88,12 +92,27 @@ class Server:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
+            self._handlers = {}
+
+    def _end_in_child(self) -> None:
+        """In a process that a view has forked: it has no server, and its signals are its own.
+
+        Its copies of the sockets are closed. Otherwise the port would be taken, and connections stay open, for as long
+        as it lives.
+        """
+        for number in self._handlers:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._handlers = {}
+        self._loop.end_in_child()
+        for entry in list(self._map.values()):
+            if entry.socket is not None:
+                entry.socket.close()
 
     def _close(self) -> None:
         for listener in self._listeners:

@@ -16,18 +16,20 @@ import socket
 from contextlib import suppress
 
 from pushdemo.delivery.loop import READ, WRITE, Loop
+from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.sending import FAILED, offer
 
 
 class Connection:
     """What streams, long polls and pulled bodies have in common."""
 
-    __slots__ = ("loop", "open", "progress", "rest", "sock", "writing")
+    __slots__ = ("loop", "open", "progress", "rest", "sock", "tally", "writing")
 
     while_writing = READ | WRITE  # what the loop reports while there is a rest
 
-    def __init__(self, loop: Loop, sock: socket.socket, unsent: bytes) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, tally: Tally, unsent: bytes) -> None:
         self.loop = loop
+        self.tally = tally
         self.sock = sock
         self.rest: bytes | memoryview = unsent
         self.writing = False  # whether the loop reports that the socket can be written
@@ -76,7 +78,7 @@ class Connection:
 
     def unwatch(self) -> None:
         """Have the loop report nothing more."""
-        with suppress(KeyError):  # it does not any more: see Poll.has_left
+        with suppress(KeyError, ValueError):  # it does not any more: see Poll.has_left
             self.loop.selector.unregister(self.sock)
 
     def stalled(self, now: float, timeout: float) -> bool:
@@ -106,6 +108,11 @@ class Connection:
             self.unwatch()
             self.sock.close()
             self.gone()
+
+    def fail(self) -> None:
+        """An error of ours has met this client: it is dropped and counted, and the others go on."""
+        self.tally.failed()
+        self.drop()
 
 
 def say_goodbye(sock: socket.socket, data: bytes) -> None:

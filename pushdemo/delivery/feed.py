@@ -75,7 +75,7 @@ class Outbox:
         if taken != list(map(len, data)):
             for (stream, each), sent in zip(waiting.items(), taken, strict=True):
                 if sent != len(each):
-                    stream.keep(each, sent)
+                    self._loop.guarded(stream.keep, each, sent, fail=stream.fail)
 
 
 class Feed:
@@ -125,7 +125,7 @@ class Feed:
         before = self.position
         if most is not None:
             head = min(head, before + most)
-        while self.position < head:
+        while self.position < head and not self.loop.out_of_time:
             message, gap = self.topic.following(self.position)
             assert message is not None
             if any(len(group.current) >= sending.MANY for group in self.groups.values()):
@@ -133,11 +133,11 @@ class Feed:
             self.position = message.position
             for group in self.groups.values():
                 if group.current:
-                    group.write_entry(message, gap)
+                    self.loop.guarded(group.write_entry, message, gap, fail=group.fail)
             self._forget_encoded(message)
         if ended or self.position > before:
             for poll in list(self.polls):
-                poll.answer()
+                self.loop.guarded(poll.answer, fail=poll.fail)
         if ended and not self.late and not self._over:
             self._over = True
             self._end()
@@ -154,28 +154,27 @@ class Feed:
             for stream in list(group.current):
                 self.outbox.flush()  # another feed may have delivered what a stream before this one has yet to get
                 if stream in group.current and stream.ended:
-                    stream.leave_current()
-                    stream.advance()
+                    self.loop.guarded(stream.end, fail=stream.fail)
 
     def sweep(self, now: float) -> None:
         """Close streams that do not read, keep quiet ones alive, answer the polls whose time is over."""
         self.topic.start_again()
         for group in self.groups.values():
-            group.sweep(now)
+            self.loop.guarded(group.sweep, now, fail=group.fail)
         for poll in list(self.polls):
             if poll.deadline > now:
                 break
-            poll.expire()
+            self.loop.guarded(poll.expire, fail=poll.fail)
 
     def finish(self) -> None:
-        """The server stops: everyone is told, and let go."""
-        self.deliver()
-        self.outbox.flush()
+        """The server stops: everyone is told, and let go. What cannot be sent in time is in the topic's history."""
+        self.loop.guarded(self.deliver)
+        self.loop.guarded(self.outbox.flush)
         for group in self.groups.values():
             for stream in [*group.current, *group.behind]:
-                stream.farewell(group.format.ending(group.format.transport.retry(retry_hint())))
+                self.loop.guarded(stream.finish, group.format, fail=stream.fail)
         for poll in list(self.polls):
-            poll.finish()
+            self.loop.guarded(poll.finish, fail=poll.fail)
 
 
 class Group:
@@ -213,7 +212,7 @@ class Group:
         for stream in list(self.behind):
             if stream.stalled(now, self.pace.stall_timeout):
                 self.tally.closed_stalled()
-                stream.drop()
+                self.feed.loop.guarded(stream.drop)
         if self.current and now - self.written >= self.pace.heartbeat:
             self._keep_alive(now)
 
@@ -245,7 +244,12 @@ class Group:
             raise
         if taken.count(size) < len(taken):
             for stream, sent in [each for each in zip(self.current, taken, strict=True) if each[1] != size]:
-                stream.keep(data, sent)
+                self.feed.loop.guarded(stream.keep, data, sent, fail=stream.fail)
+
+    def fail(self) -> None:
+        """An error has met what all that are current are written: they come back, and say what they have."""
+        for stream in list(self.current):
+            self.feed.loop.guarded(stream.fail)
 
 
 class Stream(Connection):
@@ -261,7 +265,7 @@ class Stream(Connection):
         format: Format,
         unsent: bytes,
     ) -> None:
-        super().__init__(feeds[0].loop, sock, unsent)
+        super().__init__(feeds[0].loop, sock, subscription.cursors[0].tally, unsent)
         self.subscription = subscription
         self.groups = tuple(
             feed.group(cursor, subscription.pace, format)
@@ -273,6 +277,15 @@ class Stream(Connection):
         """Send what is still unsent of the response so far, and go on."""
         self._go_on_alone()
         self.advance()
+
+    def end(self) -> None:
+        """All its topics have ended: say so, when it has everything."""
+        self.leave_current()
+        self.advance()
+
+    def finish(self, format: Format) -> None:
+        """The server stops."""
+        self.farewell(format.ending(format.transport.retry(retry_hint())))
 
     @property
     def ended(self) -> bool:
@@ -384,7 +397,7 @@ class Poll(Connection):
     while_writing = WRITE  # not the next request
 
     def __init__(self, sock: socket.socket, poll: LongPoll, reply: Reply, feeds: Sequence[Feed], unsent: bytes) -> None:
-        super().__init__(feeds[0].loop, sock, unsent)
+        super().__init__(feeds[0].loop, sock, poll.cursors[0].tally, unsent)
         self.poll = poll
         self.reply = reply
         self.feeds = feeds
@@ -423,6 +436,13 @@ class Poll(Connection):
         self._let_go()
         send_off(self.sock, self.rest, self.poll, self.reply)
 
+    def fail(self) -> None:
+        """See Connection; the error may have come when it had been let go of already."""
+        super().fail()
+        self.sock.close()
+        self.poll.close()
+        self.reply.gone()
+
     def gone(self) -> None:
         """The connection has been dropped."""
         self._forget()
@@ -451,7 +471,7 @@ class Poll(Connection):
 
     def _forget(self) -> None:
         for feed in self.feeds:
-            del feed.polls[self]
+            feed.polls.pop(self, None)
 
 
 def send_off(sock: socket.socket, unsent: bytes | memoryview, poll: LongPoll, reply: Reply) -> None:

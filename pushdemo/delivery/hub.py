@@ -7,7 +7,9 @@ groups (`Outbox`), and every half second the sweep, which closes stalled clients
 whose time is over, and forgets the feeds that nobody is in.
 
 A stop is one more turn: `finish` tells every client that the server goes, and closes it. From then on whoever is still
-handed over is told the same in `adopt`. What may never happen: a client is held by a hub that has finished.
+handed over is told the same in `adopt`. What may never happen: a client is held by a hub that has finished; an error
+that one client meets reaches another, or ends the thread. So each step for a client is `guarded`, and its error ends
+that client.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pushdemo.delivery.connection import say_goodbye
 from pushdemo.delivery.feed import Feed, Outbox, Poll, Reply, Stream, send_off
@@ -55,9 +58,10 @@ class Hub(Loop):
                 sock.close()
                 subscription.close()
                 return
-            Stream(sock, subscription, self._feeds_of(subscription.topics), format, unsent).start()
+            stream = Stream(sock, subscription, self._feeds_of(subscription.topics), format, unsent)
+            self.guarded(stream.start, fail=stream.fail)
 
-        self.call(adopt)
+        self._hold(sock, adopt, subscription.close)
 
     def poll(self, sock: socket.socket, poll: LongPoll, reply: Reply, *, unsent: bytes) -> None:
         """Hold a long poll until there is an answer; `unsent` is what is left of the response before that."""
@@ -67,9 +71,14 @@ class Hub(Loop):
                 send_off(sock, unsent, poll, reply)
                 return
             poll.join()
-            Poll(sock, poll, reply, self._feeds_of(poll.topics), unsent).start()
+            waiting = Poll(sock, poll, reply, self._feeds_of(poll.topics), unsent)
+            self.guarded(waiting.start, fail=waiting.fail)
 
-        self.call(adopt)
+        def gone() -> None:
+            poll.close()
+            reply.gone()
+
+        self._hold(sock, adopt, gone)
 
     def pull(self, sock: socket.socket, body: Pulled, *, chunked: bool, unsent: bytes, run: Run) -> None:
         """Hold a client that is given the next bytes when it has taken the last; `run` has workers make them."""
@@ -82,9 +91,20 @@ class Hub(Loop):
                 body.close()
                 return
             client = Pull(self, sock, body, format, unsent, run, self._pulls)
-            client.start()
+            self.guarded(client.start, fail=client.fail)
 
-        self.call(adopt)
+        self._hold(sock, adopt, body.close)
+
+    def _hold(self, sock: socket.socket, adopt: Callable[[], None], gone: Callable[[], None]) -> None:
+        """Have the hub's thread adopt a client, whom its error alone costs the connection."""
+
+        def fail() -> None:
+            with suppress(KeyError, ValueError):
+                self.selector.unregister(sock)
+            sock.close()
+            gone()
+
+        self.call(lambda: self.guarded(adopt, fail=fail))
 
     def _notified(self, topic: Topic) -> None:
         self._changed.append(topic)
@@ -97,17 +117,18 @@ class Hub(Loop):
         late: list[Feed] = []
         for _ in range(len(self._changed)):  # what comes meanwhile has woken the loop: the next turn takes it
             if feed := self._feeds.get(self._changed.popleft()):
-                feed.deliver(1)  # a topic is queued for each message: a client of several gets them as they came
+                # A topic is queued for each message: a client of several gets them as they came.
+                self.guarded(feed.deliver, 1)
                 if feed.late:
                     late.append(feed)
         for feed in late:
-            feed.deliver()
-        self._outbox.flush()
+            self.guarded(feed.deliver)
+        self.guarded(self._outbox.flush)
         now = self.clock()
         if now >= self._swept + _SWEEP:
             self._swept = now
             self._sweep(now)
-            self._outbox.flush()
+            self.guarded(self._outbox.flush)
 
     def timeout(self) -> float | None:
         """Seconds until the next sweep; None while there is nothing to sweep."""
@@ -116,16 +137,16 @@ class Hub(Loop):
     def finish(self) -> None:
         """The server stops: everyone is told, and let go."""
         for pull in list(self._pulls):
-            pull.finish()
+            self.guarded(pull.finish, fail=pull.fail)
         for feed in list(self._feeds.values()):
-            feed.finish()
+            self.guarded(feed.finish)
             self._forget(feed)
 
     def _sweep(self, now: float) -> None:
         for pull in list(self._pulls):
-            pull.sweep(now)
+            self.guarded(pull.sweep, now, fail=pull.fail)
         for feed in list(self._feeds.values()):
-            feed.sweep(now)
+            self.guarded(feed.sweep, now)
             if feed.empty:
                 self._forget(feed)
 

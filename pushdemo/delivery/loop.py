@@ -18,8 +18,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pushdemo.delivery.sending import Sender, send
+from pushdemo.forking import call_in_child
 
 log = logging.getLogger("pushdemo")
+
+_LAST = 0.25  # seconds for what is still to be sent when the server stops, before the farewells
+_QUIET = 1.0  # seconds between two lines of the log about errors: thousands of clients may meet the same
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -42,12 +46,31 @@ class Loop:
         self._lock = threading.Lock()  # guards the two below
         self._thread: threading.Thread | None = None
         self._finished = False
+        self._lacking = False  # the log knows that a thread cannot be started; under the lock
+        self._stop_by = 0.0  # when the thread has to end what it does, once it is told to stop
+        self._failed = -1.0  # when the log was last told of an error, and how many it was not told of since
+        self._untold = 0
         self.stopping = False  # any thread sets it, once
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
         self.selector.register(self._ear, READ, None)
+        call_in_child(self._end_in_child)
+
+    def _end_in_child(self) -> None:
+        """In a forked process: the clients and the ring are the parent's, and so is the thread.
+
+        The child closes its copies of the sockets, so that a client's connection ends when the parent ends it, and
+        touches neither the selector nor the ring, which it shares with the parent.
+        """
+        self._lock = threading.Lock()
+        self._finished = self.stopping = True
+        self._calls.clear()
+        for key in list(self.selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._bell.close()
 
     # -- any thread
 
@@ -56,12 +79,39 @@ class Loop:
         with self._lock:
             if not self._finished:
                 self._calls.append(function)
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                    self._thread.start()
+                self._start()
                 self.wake()
                 return
         function()
+
+    @property
+    def trouble(self) -> str:
+        """Why clients wait for a thread that there is not; empty as long as all is well."""
+        if self._finished or (self._thread is not None and self._thread.is_alive()):
+            return ""
+        if self._thread is not None:
+            return f"the thread {self._name} has died"
+        return f"the thread {self._name} cannot be started" if self._calls else ""
+
+    def start_again(self) -> None:
+        """Begin a thread if one is wanted and there is none; whoever has the loop calls this now and then."""
+        if self.trouble:
+            with self._lock:
+                self._start()
+
+    def _start(self) -> None:
+        # Under the lock. What waits in the queue stays there until a thread can be started.
+        if self._finished or (self._thread is not None and self._thread.is_alive()):
+            return
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._lacking:
+                log.error("the thread %s cannot be started (%s): it is tried again", self._name, error)
+            self._lacking = True
+        else:
+            self._thread, self._lacking = thread, False
 
     def wake(self) -> None:
         """Have the loop make a turn."""
@@ -72,11 +122,14 @@ class Loop:
 
     def stop(self, timeout: float = 1.5) -> None:
         """Have the thread end everything, and wait for it for at most `timeout` seconds."""
+        self._stop_by = time.monotonic() + _LAST
         self.stopping = True
         self.call(lambda: None)  # starts the thread where there is none, so that `finish` is called
         thread = self._thread
-        if thread:
+        if thread is not None and thread.is_alive():
             thread.join(timeout)
+        elif not self._finished:
+            self._run()  # no thread can be had: this one ends everything
 
     # -- the loop's own thread from here on
 
@@ -92,17 +145,42 @@ class Loop:
         """The loop stops."""
         raise NotImplementedError
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the server stops, and what is not sent yet has to be left unsent: the farewells must be in time."""
+        return self.stopping and time.monotonic() > self._stop_by
+
+    def guarded(self, function: Callable[..., None], *args: object, fail: Callable[[], None] = lambda: None) -> None:
+        """Call `function`; its error is logged, `fail` undoes what it has left, and the loop goes on.
+
+        Whatever it raises: what runs here is not the process's main program.
+        """
+        try:
+            function(*args)
+        except BaseException:
+            self._tell_failure()
+            try:
+                fail()
+            except BaseException:
+                self._tell_failure()
+
+    def _tell_failure(self) -> None:
+        now = time.monotonic()
+        if now < self._failed + _QUIET:
+            self._untold += 1
+            return
+        more = f" ({self._untold} more since the last of these lines)" if self._untold else ""
+        self._failed, self._untold = now, 0
+        log.exception("%s met an error and goes on%s", self._name, more)
+
     def _run(self) -> None:
         self.sender = Sender(self._io_uring)
         while not self.stopping:
-            try:
-                self._wait()
-                self._do_calls()
-                self.turn()
-            except Exception:
-                log.exception("the hub met an error and goes on")
+            self.guarded(self._wait)
+            self._do_calls()
+            self.guarded(self.turn)
         self._do_calls()
-        self.finish()
+        self.guarded(self.finish)
         with self._lock:
             self._finished = True
         self._do_calls()
@@ -118,8 +196,8 @@ class Loop:
                 self._ear.recv(4096)
                 self._awake = False
             else:
-                key.data.ready(events)
+                self.guarded(key.data.ready, events, fail=key.data.fail)
 
     def _do_calls(self) -> None:
         while self._calls:
-            self._calls.popleft()()
+            self.guarded(self._calls.popleft())

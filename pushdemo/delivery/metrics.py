@@ -28,7 +28,8 @@ class Figures(NamedTuple):
 
     `clients` are connected; `behind` of them lack messages, the slowest one as many as `lag`, that which it is being
     written not among them. Counted since the start: `messages` and `bytes` given to clients (whole as
-    soon as begun; with framing and heartbeats, without HTTP headers), `resets` told, and `stalled` clients closed.
+    soon as begun; with framing and heartbeats, without HTTP headers), `resets` told, `stalled` clients closed, and
+    clients dropped for an error of ours (`failed`).
     """
 
     clients: int
@@ -38,6 +39,7 @@ class Figures(NamedTuple):
     bytes: int
     resets: int
     stalled: int
+    failed: int = 0
 
 
 class Tally:
@@ -53,6 +55,7 @@ class Tally:
         self._bytes = 0
         self._resets = 0
         self._stalled = 0
+        self._failed = 0
 
     def joined(self) -> None:
         """One client more."""
@@ -88,11 +91,16 @@ class Tally:
         with self._lock:
             self._stalled += 1
 
+    def failed(self) -> None:
+        """A client has been dropped for an error of ours."""
+        with self._lock:
+            self._failed += 1
+
     def figures(self) -> Figures:
         """The figures of this moment."""
         with self._lock:
             cursors = list(self._cursors)
-            counted = (self._messages, self._bytes, self._resets, self._stalled)
+            counted = (self._messages, self._bytes, self._resets, self._stalled, self._failed)
             clients = self._clients
         lags = [cursor.topic.head - cursor.position for cursor in cursors]
         return Figures(clients, sum(lag > 0 for lag in lags), max(0, *lags, 0), *counted)

@@ -57,7 +57,7 @@ class Pull(Connection):
         run: Run,
         everyone: set[Pull],
     ) -> None:
-        super().__init__(loop, sock, unsent)
+        super().__init__(loop, sock, body.tally, unsent)
         self.body = body
         self.format = format
         self.run = run
@@ -82,7 +82,7 @@ class Pull(Connection):
         """Drop a client that does not read; keep the connection alive while the generator takes its time."""
         pace = self.body.pace
         if self.stalled(now, pace.stall_timeout):
-            self.body.tally.closed_stalled()
+            self.tally.closed_stalled()
             self.drop()
         elif self.busy and not self.rest and now - self.progress >= pace.heartbeat:
             self._send(self.format.notice("heartbeat"))
@@ -90,6 +90,11 @@ class Pull(Connection):
     def finish(self) -> None:
         """The server stops."""
         self.farewell(self.format.ending(self.body.transport.retry(retry_hint())))
+
+    def fail(self) -> None:
+        """See Connection."""
+        self.everyone.discard(self)
+        super().fail()
 
     def gone(self) -> None:
         """The connection has been dropped: close the body, unless a worker has it. Then `_pulled` does so."""
@@ -108,7 +113,7 @@ class Pull(Connection):
         try:
             data = self.body.pull()
         finally:
-            self.loop.call(lambda: self._pulled(data))
+            self.loop.call(lambda: self.loop.guarded(self._pulled, data, fail=self.fail))
 
     def _pulled(self, data: bytes | None) -> None:
         self.busy = False

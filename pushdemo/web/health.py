@@ -11,8 +11,15 @@ from pyramid.request import Request
 
 
 def live(request: Request) -> dict[str, Any]:
-    """Answer 200 as long as the process answers at all. Restart one that does not."""
-    return {"live": True}
+    """Answer 200 as long as the process can do its work; 503 and the reason where clients wait for nothing any more.
+
+    Restart one that answers 503 for long, or not at all.
+    """
+    trouble = request.environ.get("pushdemo.trouble")  # our server's
+    if trouble is None or not (reason := trouble()):
+        return {"live": True}
+    request.response.status_int = 503
+    return {"live": False, "reason": reason}
 
 
 def ready(request: Request) -> dict[str, Any]:

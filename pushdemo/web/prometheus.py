@@ -22,6 +22,7 @@ _STREAMS = (
     ("bytes", CounterMetricFamily, "Bytes given to clients, without HTTP headers."),
     ("resets", CounterMetricFamily, "Clients told that they have missed messages."),
     ("stalled", CounterMetricFamily, "Clients closed because they did not read."),
+    ("failed", CounterMetricFamily, "Clients dropped for an error of the server's own."),
 )
 _TOPICS = (  # by declared name or pattern, never by a value
     ("topics", GaugeMetricFamily, "Topics that live."),

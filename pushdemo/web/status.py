@@ -89,6 +89,7 @@ class Status:
             "bytes",
             "resets",
             "stalled",
+            "failed",
             "messages_per_second",
             "bytes_per_second",
         )
