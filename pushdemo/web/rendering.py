@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from pyramid.registry import Registry
@@ -25,8 +24,10 @@ def json_text(
     the application's renderer "json" (`__json__`, its adapters), with `request`, or without one a blank request.
     Raises TypeError for what that cannot carry either, and ValueError for NaN, Infinity and half a surrogate pair.
     """
-    with suppress(TypeError):
+    try:
         return encode(value)
+    except TypeError:
+        pass  # and the next error has nothing to do with this one
     text = render("json", value, request=request or blank_request(registry))
     if isinstance(text, bytes):
         text = text.decode()

@@ -16,7 +16,7 @@ from typing import Any
 
 from pyramid.interfaces import IRequestFactory, ISessionFactory
 from pyramid.request import Request, apply_request_extensions
-from pyramid.threadlocal import RequestContext, get_current_request
+from pyramid.threadlocal import RequestContext, get_current_request, manager
 
 from pushdemo.web.rendering import json_text
 
@@ -54,19 +54,24 @@ class ViewSteps:
 
     def __next__(self) -> str:
         request = self._request
-        if get_current_request() is request:  # its response is not made yet
+        if manager.get()["request"] is request:  # its response is not made yet
             return self._step()
-        with RequestContext(request):
-            vars(request).setdefault("context", self._context)
-            response, session = request.response, vars(request).get("session")
-            before = response.status, list(response.headerlist), _contents(session)
+        known = vars(request)
+        manager.push({"registry": request.registry, "request": request})
+        try:
+            known.setdefault("context", self._context)
+            response, session = request.response, known.get("session")
+            status, headers = response.status, [*response.headerlist]
+            contents = None if session is None else _contents(session)
             try:
                 return self._step()
             finally:
-                if (response.status, response.headerlist) != before[:2]:
+                if response.headerlist != headers or response.status != status:
                     self._warn("request.response")
-                if _contents(vars(request).get("session")) != (_stored(request) if session is None else before[2]):
+                if "session" in known and _contents(known["session"]) != (contents or _stored(request)):
                     self._warn("request.session")
+        finally:
+            manager.pop()
 
     def __str__(self) -> str:
         return f"{self._name} ({self._request.url})"
@@ -114,13 +119,11 @@ class ViewSteps:
 
 
 def _contents(session: Any) -> str:
-    return "" if session is None else repr(dict(session))
+    return repr(dict(session))
 
 
 def _stored(request: Request) -> str:
-    """The contents that a session has which was not looked at before, if it has been now."""
-    if "session" not in vars(request):
-        return ""
+    """The contents of a session as the request has brought it."""
     return _contents(request.registry.queryUtility(ISessionFactory)(request))
 
 
