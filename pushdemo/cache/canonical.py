@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 # What keys.py puts for a value that cannot stand in a key itself is (FROZEN, its type, what is in it). No argument
@@ -74,6 +75,7 @@ def canonical(value: Any) -> bytes:
     raise NotCanonicalError(kind)
 
 
+@lru_cache
 def compared_fields(kind: type) -> list[str] | None:
     """The names of the fields by which objects of `kind` compare, if `dataclass` has made its `__eq__`; else None."""
     code = getattr(kind.__eq__, "__code__", None)

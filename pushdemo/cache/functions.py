@@ -5,6 +5,7 @@ The decorator is in memorize.py; what one function does in one application, in s
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
@@ -215,9 +216,9 @@ class Caches:
 class Outside:
     """What a call uses that is made outside of every application, such as in a script, or in a thread of one's own.
 
-    The caches of the application whose request the thread is in, as its web framework says; or else those of the only
-    application in the process; where there is none, `own`. Where there are several, a call that changes something is
-    refused, and one that computes is told in the log, once.
+    The caches of the only application in the process; where there is none, `own`. Where there are several, those of the
+    one whose request the thread is in, as the web framework says. Where that says nothing either, a call that changes
+    something is refused, and one that computes is told in the log, once.
     """
 
     def __init__(self, own: Caches) -> None:
@@ -226,6 +227,7 @@ class Outside:
         # By their ids. Any thread changes it, in single steps, and so does the end of an application.
         self._applications: dict[int, weakref.ref[Caches]] = {}
         self._told = False
+        self._known = 0  # how many applications there were after the last collection
         self.opened = own.opened  # where a hit looks; empty where there are several applications
 
     def add(self, caches: Caches) -> None:
@@ -240,10 +242,14 @@ class Outside:
 
     def of_call(self, *, computes: bool) -> Caches:
         """The caches of a call. Raises RuntimeError if that is unknown, unless the call `computes`."""
-        found = self.in_request()
-        if found is not None:
-            return found
         applications = self._alive()
+        if len(applications) > 1 and (found := self.in_request()) is not None:
+            return found
+        if len(applications) > 1 and len(applications) != self._known:
+            del applications
+            gc.collect()  # those of a test suite's earlier tests may be gone but for this
+            applications = self._alive()
+            self._known = len(applications)
         if len(applications) < 2:
             return applications[0] if applications else self._own
         message = (
@@ -266,11 +272,11 @@ class Outside:
         return [caches for reference in list(self._applications.values()) if (caches := reference()) is not None]
 
     def _look(self) -> None:
-        applications = self._alive()
-        if len(applications) < 2:
-            self.opened = (applications[0] if applications else self._own).opened
-        else:
-            self.opened = {}
+        number = -1
+        while number != len(self._applications):  # another thread may add one meanwhile
+            number = len(self._applications)
+            applications = self._alive()
+            self.opened = {} if len(applications) > 1 else [*applications, self._own][0].opened
 
 
 def register(function: Function) -> None:

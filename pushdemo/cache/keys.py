@@ -28,8 +28,15 @@ LARGE = 1000
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _NUMBERS = frozenset({int, float, complex, bool, type(None)})
 _TEXTS = frozenset({str, bytes})
-_SEQUENCES = (tuple.__eq__, list.__eq__, deque.__eq__)
-_SETS = (set.__eq__, frozenset.__eq__)
+# By the way in which they compare, and not by their class: so subclasses count that compare as the built-in type does.
+_COLLECTIONS: dict[Any, type[Any]] = {
+    tuple.__eq__: tuple,
+    list.__eq__: tuple,
+    deque.__eq__: tuple,
+    set.__eq__: frozenset,
+    frozenset.__eq__: frozenset,
+    dict.__eq__: dict,
+}
 
 
 class Signature:
@@ -165,38 +172,36 @@ def _part(value: Any, on_death: OnDeath | None = None) -> Hashable:
         except TypeError:  # its class leaves no room for weak references
             pass
     try:
-        return _contents_or_digest(value)
+        return _contents(value, [LARGE])
+    except _TooLargeError:
+        return _digest_or_contents(value)
     except RecursionError:  # it contains itself
         return FROZEN, kind, _pickled(value)
-
-
-def _contents_or_digest(value: Any) -> Hashable:
-    try:
-        return _contents(value, _Room(LARGE))
-    except _TooLargeError:
-        try:
-            return FROZEN, type(value), digest(value)
-        except NotCanonicalError:
-            return _contents(value, _Room(sys.maxsize))
 
 
 class _TooLargeError(Exception):
     pass
 
 
-class _Room:
-    """How many more elements and characters one argument may have before it is large."""
+def _digest_or_contents(value: Any) -> Hashable:
+    try:
+        return FROZEN, type(value), digest(value)
+    except NotCanonicalError:
+        pass
+    try:
+        return _contents(value, [sys.maxsize])
+    except RecursionError:
+        return FROZEN, type(value), _pickled(value)
 
-    def __init__(self, left: int) -> None:
-        self._left = left
 
-    def take(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise _TooLargeError
+def _take(room: list[int], count: int) -> None:
+    """Note so many elements or characters of an argument; `room` is how many more it may have before it is large."""
+    room[0] -= count
+    if room[0] < 0:
+        raise _TooLargeError
 
 
-def _contents(value: Any, room: _Room) -> Hashable:
+def _contents(value: Any, room: list[int]) -> Hashable:
     """`value`, or what stands for it; together with its type it equals only that of an equal value, however nested."""
     kind: Any = type(value)
     if kind in _NUMBERS:
@@ -204,29 +209,26 @@ def _contents(value: Any, room: _Room) -> Hashable:
     if kind in _TEXTS:
         if len(value) > LARGE:
             return FROZEN, kind, digest(value)
-        room.take(len(value))
+        _take(room, len(value))
         return value  # type: ignore[no-any-return]
-    # By the way it compares, and not by its class: so subclasses count that compare as the built-in type does.
-    if kind.__eq__ in _SEQUENCES:
-        room.take(len(value))
-        return FROZEN, kind, tuple([(type(each), _contents(each, room)) for each in value])
-    if kind.__eq__ in _SETS:
-        room.take(len(value))
-        return FROZEN, kind, frozenset([(type(each), _contents(each, room)) for each in value])
-    if kind.__eq__ is dict.__eq__:
-        room.take(len(value))
-        items = [(type(key), _contents(key, room), type(each), _contents(each, room)) for key, each in value.items()]
-        return FROZEN, kind, frozenset(items)
-    if (names := compared_fields(kind)) is not None:
-        return FROZEN, kind, _contents([getattr(value, name) for name in names], room)
+    gather = _COLLECTIONS.get(kind.__eq__)
+    if gather is not None:
+        _take(room, len(value))
+        parts = [(type(each), each if type(each) in _NUMBERS else _contents(each, room)) for each in value]
+        if gather is dict:
+            pairs = zip(parts, value.values(), strict=True)
+            return FROZEN, kind, frozenset([(part, type(each), _contents(each, room)) for part, each in pairs])
+        return FROZEN, kind, gather(parts)
+    names = compared_fields(kind)
+    fields = None if names is None else _contents([getattr(value, name) for name in names], room)
     try:
         hash(value)
     except TypeError:
-        return FROZEN, kind, _reduced(value, room)
+        return FROZEN, kind, _reduced(value, room) if fields is None else fields
     return value  # type: ignore[no-any-return]
 
 
-def _reduced(value: Any, room: _Room) -> Hashable:
+def _reduced(value: Any, room: list[int]) -> Hashable:
     """What pickle would take of `value`, by its contents: the pickle itself tells equal texts from identical ones."""
     try:
         reduce = copyreg.dispatch_table.get(type(value))

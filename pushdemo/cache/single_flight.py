@@ -86,9 +86,9 @@ class Flight:
         self.flying = threading.Lock()  # held by the owner until the end, and for a moment by each who has waited
         self.over = False  # set by whoever has waited, so that nobody takes that moment for a flight
         self.waiters = 0  # under the lock of the cache
-        self.end: Literal["interrupt", "value", "error", "unshared error"] = "interrupt"
+        self.end: Literal["interrupt", "value", "error"] = "interrupt"
         self.value: Any = None
-        self.error: Exception | None = None  # to be copied
+        self.error: Exception | None = None  # what to copy for those who wait; None where they cannot have it
 
     @property
     def alive(self) -> bool:
@@ -155,9 +155,9 @@ class FunctionCache:
                 raise self._timeout()
             if found.end == "value":
                 return found.value
+            if found.error is not None:
+                _raise_copy_of(found.error)
             if found.end == "error":
-                self._raise_copy(found)
-            if found.end != "interrupt":
                 return self._counted(compute)
 
     def _entry_or_flight(self, key: Key, mine: Flight) -> Entry | Flight:
@@ -186,8 +186,7 @@ class FunctionCache:
             value = self._claimed(key, compute)
         except BaseException as error:
             if self._remove(flight, key) and isinstance(error, Exception):
-                flight.error = sharing.template(error)
-                flight.end = "error" if flight.error else "unshared error"
+                flight.end, flight.error = "error", sharing.template(error)
             raise
         self._remove(flight, key)
         flight.value, flight.end = value, "value"
@@ -199,15 +198,6 @@ class FunctionCache:
             if self._flights.get(key) is flight:
                 del self._flights[key]
             return flight.waiters
-
-    def _raise_copy(self, flight: Flight) -> None:
-        """Raise a copy of the exception that the flight ended with, if one can be made."""
-        error = flight.error and sharing.copy_of(flight.error)
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame
 
     def _claimed(self, key: Key, compute: Callable[[], Any]) -> Any:
         """The value of `key`, computed unless another process is computing it or has just done so."""
@@ -301,3 +291,13 @@ class FunctionCache:
         with self._lock:
             age = None if newest is None else self.timer() - newest
             return Info(self.hits, self._misses, self._waits, self._stale, self._errors, size, age)
+
+
+def _raise_copy_of(template: Exception) -> None:
+    """Raise a copy of what has been made to be copied, if that is possible."""
+    error = sharing.copy_of(template)
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # its traceback holds this frame

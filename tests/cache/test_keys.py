@@ -481,6 +481,8 @@ def test_what_contains_itself_has_a_key() -> None:
     for loop in loops:
         loop.append(loop)
     assert key(ordinary, loops[0]) == key(ordinary, loops[1])
+    loops[1].append(1)
+    assert key(ordinary, loops[0]) != key(ordinary, loops[1])
 
 
 def test_keys_leave_no_cycles() -> None:

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from pyramid.httpexceptions import HTTPForbidden, HTTPFound, HTTPServiceUnavailable
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.session import SignedCookieSessionFactory
+from pyramid.testing import DummyRequest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
@@ -208,7 +210,9 @@ class Lazy:
     app_iter = headerlist = read = close = status
 
 
-@pytest.mark.parametrize("make", [Picture, Lazy, dict, object, range, lambda: {1: 2}.keys(), lambda: Picture])
+@pytest.mark.parametrize(
+    "make", [Picture, Lazy, Mock, MagicMock, dict, object, range, lambda: {1: 2}.keys(), lambda: Picture]
+)
 def test_other_values_are_kept(make: Callable[..., Any]) -> None:
     function = memorize(60)(lambda: make() if make is not range else range(3))
     assert function() is function()
@@ -335,6 +339,7 @@ def session() -> Any:
         with_attribute([{"of": HTTPFound("/")}]),
         with_attribute(Request.blank("/")),
         with_attribute(session()),
+        with_attribute(DummyRequest()),
         Plain(Response()),
         ExceptionGroup("several", [HTTPFound("/")]),
     ],
