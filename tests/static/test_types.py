@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -61,3 +62,20 @@ def test_the_package_is_this_ones_and_exports_what_exists() -> None:
         path for entry in package["exports"].values() for path in (entry.values() if dict is type(entry) else [entry])
     ]
     assert all((STATIC / path).is_file() for path in exported)
+
+
+def test_the_document_names_each_code() -> None:
+    types = (STATIC / "push.d.ts").read_text()
+    names = {
+        name
+        for line in re.findall(r"export type (?:StateName|Code) = (.*);", types)
+        for name in re.findall(r'"([^"]+)"', line)
+    }
+    table = (ROOT / "docs" / "page.md").read_text().partition("| `code` | when |")[2].partition("\n\n")[0]
+    documented = {
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    }
+    assert documented == names - {"waiting", "failed"}, "these two always have another reason"
