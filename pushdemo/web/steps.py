@@ -63,13 +63,16 @@ class ViewSteps:
             response, session = request.response, known.get("session")
             status, headers = response.status, [*response.headerlist]
             contents = None if session is None else _contents(session)
+            callbacks = len(known.get("finished_callbacks", ()))
             try:
                 return self._step()
             finally:
                 if response.headerlist != headers or response.status != status:
-                    self._warn("request.response")
+                    self._warn("changes request.response")
                 if "session" in known and _contents(known["session"]) != (contents or _stored(request)):
-                    self._warn("request.session")
+                    self._warn("changes request.session")
+                if len(known.get("finished_callbacks", ())) != callbacks:
+                    self._warn("calls request.add_finished_callback")
         finally:
             manager.pop()
 
@@ -111,8 +114,8 @@ class ViewSteps:
         if self._name not in self._warned:
             self._warned.add(self._name)
             log.warning(
-                "json_yield: %s changes %s in a step whose response has left, or is another request's: the change is "
-                "lost (said once for each view)",
+                "json_yield: %s %s in a step after the first answer, to which this means nothing any more (said once for "
+                "each view; docs/databases.md tells what steps may use)",
                 self._name,
                 what,
             )
