@@ -25,10 +25,10 @@ _STREAM_TYPES = [media_type for kind in STREAMS.values() for media_type in kind.
 
 
 class ItemStream:
-    """The body: see `pushdemo.pulls.Pulled`.
+    """The body of the response: see `Pulled` in delivery/pull.py.
 
-    `after` is the number of items that the client has. The last `keep` are kept: what was on its way when a connection
-    broke may be many items, and who comes back has missed them.
+    `after` is the number of items that the client has. The session keeps the last `keep` items: many of them may have
+    been on their way when a connection broke, and the client asks for them when it comes back.
     """
 
     __slots__ = (

@@ -64,9 +64,9 @@ def json_yield(
     are subject to the application's own CSRF policy, and a POST from another site is refused.
 
     A request that prefers `text/event-stream` or another streaming transport gets the items as they come, in one
-    response; the generator runs only as fast as the client reads. The id of an item is its count: who comes back says
-    it as `Last-Event-ID` or in `last_event_id`, and goes on behind it. The last `pushdemo.history` items are kept for
-    that, and only the last answer's for polls.
+    response; the generator runs only as fast as the client reads. The id of an item is its count: a client that comes
+    back says it as `Last-Event-ID` or in `last_event_id`, and goes on after it. The last `pushdemo.history` items are
+    kept for that, and for polls those of the last answer.
 
     The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and what the generator
     returns. Items are what JSON carries, or the application's own renderer "json". All that fails is "error" with a

@@ -114,8 +114,8 @@ class ViewSteps:
         if self._name not in self._warned:
             self._warned.add(self._name)
             log.warning(
-                "json_yield: %s %s in a step after the first answer, to which this means nothing any more (said once for "
-                "each view; docs/databases.md tells what steps may use)",
+                "json_yield: %s %s in a step after its first answer, which changes nothing any more: docs/databases.md "
+                "says what steps may use (logged once for each view)",
                 self._name,
                 what,
             )
