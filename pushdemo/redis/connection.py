@@ -211,6 +211,8 @@ class Link:
         began = self._clock()
         connection = self.pool.take(COMMAND_TIMEOUT)
         try:
+            if not connection.is_connected:
+                connection.connect()  # behind Sentinel, sending would not ask where the master is
             answers = _exchange(connection, requests)
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             connection.disconnect()

@@ -80,7 +80,12 @@ def _sentinel(url: str) -> tuple[redis.ConnectionPool, str]:
     given = parse_url(f"{'rediss' if ssl else 'redis'}:///?{urlencode(query)}")
     given.pop("connection_class", None)
     tls = {key: value for key, value in given.items() if key.startswith("ssl_")} | ({"ssl": True} if ssl else {})
-    timeouts = {"socket_timeout": _SENTINEL_TIMEOUT, "socket_connect_timeout": _SENTINEL_TIMEOUT}
+    # Without retries here too: the next Sentinel is asked at once.
+    timeouts = {
+        "socket_timeout": _SENTINEL_TIMEOUT,
+        "socket_connect_timeout": _SENTINEL_TIMEOUT,
+        "retry": _no_retries(),
+    }
     options = {"max_connections": MOST, **_defaults(tcp=True), **user, **given}
     if database:
         options["db"] = int(database)
@@ -101,12 +106,16 @@ def _authority(parts: SplitResult) -> tuple[Mapping[str, str], list[tuple[str, i
     ]
 
 
+def _no_retries() -> Retry:
+    return Retry(NoBackoff(), 0)
+
+
 def _defaults(*, tcp: bool) -> dict[str, Any]:
     return {
         **({"socket_keepalive": True} if tcp else {}),
         "socket_timeout": COMMAND_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
-        "retry": Retry(NoBackoff(), 0),
+        "retry": _no_retries(),
         "client_name": "pushdemo",
         "protocol": 2,
     }
