@@ -19,7 +19,7 @@ from tests.support import ROOT, chromium, port_of, pserve, require, serving, wai
 
 require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "chromium chromium-driver")
 
-PAGES = ("/", "/load", "/primes", "/document", "/job", "/status")
+PAGES = ("/", "/rooms", "/load", "/primes", "/document", "/job", "/status")
 WIDTHS = {"wide": 1280, "narrow": 360}
 BOUND = 60.0  # seconds: a browser on a busy machine takes its time
 NPM = "npm && npm install --no-save axe-core puppeteer-core typescript@5"

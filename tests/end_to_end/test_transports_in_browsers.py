@@ -62,9 +62,9 @@ def test_an_event_source_is_told_of_the_end_and_does_not_come_back(chrome: Any) 
         ids = [f"{news.epoch}-{number}" for number in (1, 1, 2, 2)]
         assert told(chrome, "message", "reset", "failing", "end") == [
             ["message", "a\nb", ids[0]],
-            ["failing", "", ids[1]],
+            ["failing", '{"reason": "the source fails and is tried again", "last_event_id": "' + ids[1] + '"}', ids[1]],
             ["message", "c", ids[2]],
-            ["end", "", ids[3]],
+            ["end", '{"reason": "nothing follows", "last_event_id": "' + ids[3] + '"}', ids[3]],
         ]
         assert len(told(chrome, "open")) == 1, "it asks once more, and gets 204"
 
@@ -95,7 +95,7 @@ def test_heartbeats_are_no_events(chrome: Any) -> None:
 def test_an_event_source_of_several_topics_resumes_all_of_them(chrome: Any) -> None:
     with pushing(a={}, b={}) as application:
         application.topics["a"].publish("a1")
-        listen(chrome, application, "/push?transport=sse&topic=a&topic=b", "a", "b")
+        listen(chrome, application, "/push?transport=sse&topic=a&topic=b&events=topic", "a", "b")
         wait_until(lambda: told(chrome, "a"), BOUND, "the message")
         port = application.port
         old = {name: (topic.epoch, topic.publish(f"{name}!")) for name, topic in application.topics.items()}
