@@ -1,11 +1,11 @@
 """The pool: the threads that run sources, all from one heap of due times.
 
 A call waits in the heap until it is due, then in a queue for a worker. One thread, the scheduler, watches the heap; it
-begins with the first call. Workers are at most `threads`, begun when they are needed, gone when they have been idle for
-a while. All end when nothing is left to do. A call that takes longer than `slow` seconds is taken out of that
-count, so that others go on: its worker ends with it. At most `limit` threads may be out like this or run a source that
-paces itself; `full` says when there are so many. What may never happen: a call that runs twice at once, or that is due
-and forgotten.
+begins with the first call. Workers are begun when they are needed, and are gone when they have been idle for a while;
+with the scheduler they are at most `threads`, of which it takes two. All end when nothing is left to do. A call that
+takes longer than `slow` seconds is taken out of that count, so that others go on: its worker ends with it. At most
+`limit` threads may be out like this or run a source that paces itself; `full` says when there are so many. What may
+never happen: a call that runs twice at once, or that is due and forgotten.
 
 Any thread calls what has no underscore; all state is under `changed`, which is never held while a source runs.
 """
@@ -26,6 +26,7 @@ log = logging.getLogger("pushdemo")
 SLOW = 5.0  # seconds after which a call is no more counted among the pool's
 _IDLE = 10.0  # seconds that a worker waits for the next call before it ends
 _AGAIN = 0.5  # seconds before a thread is asked for again that the system did not have
+_SOON = 0.005  # seconds that calls wait for the workers that there are, before there is one more
 _TOGETHER = 0.002  # seconds that the scheduler sleeps at least: what is due meanwhile begins with one turn
 
 
@@ -55,7 +56,7 @@ class SourcePool:
         slow: float = SLOW,
         condition: Callable[[threading.Lock], threading.Condition] = threading.Condition,
     ) -> None:
-        self.threads = threads
+        self._most = max(1, threads - 1)  # workers
         self.limit = limit
         self.clock = clock
         self._slow = slow
@@ -154,9 +155,10 @@ class SourcePool:
         with self._lock:
             while True:
                 now = self.clock()
+                waited = bool(self._ready)  # since the turn before this one
                 self._take_due(now)
                 self._take_slow_out(now)
-                self._employ()
+                self._employ(one_more=waited or not self._workers)
                 if self._is_over():
                     self._scheduler = None
                     self._wanted.notify_all()
@@ -185,20 +187,18 @@ class SourcePool:
                     self._slow,
                 )
 
-    def _employ(self) -> None:
-        """Have a worker for each call that is ready, as far as there may be so many."""
-        wanted = len(self._ready)
-        self._wanted.notify(wanted)
-        for _ in range(min(wanted - self._idle, self.threads - self._workers)):
-            if not self._started(self._work, f"pushdemo-source-{self._workers + 1}"):
-                return  # `_pause` is short then
-            self._workers += 1
+    def _employ(self, one_more: bool) -> None:
+        """Wake the workers for the calls that are ready; begin another where those that there are cannot keep up."""
+        self._wanted.notify(len(self._ready))
+        if self._ready and one_more and self._workers < self._most:
+            started = self._started(self._work, f"pushdemo-source-{self._workers + 1}")
+            self._workers += 1 if started else 0
 
     def _pause(self, now: float) -> float | None:
         """Seconds until a call is due or has become slow; None where neither will."""
         times = [call.due for call in self._heap[:1]]
-        if self._ready and not self._workers:
-            times.append(now + _AGAIN)  # there was no thread for one
+        if len(self._ready) > self._idle and self._workers < self._most:
+            times.append(now + (_AGAIN if self._lacking else _SOON))
         if (self._begun or self._ready) and not self.full:
             times.append(next(iter(self._begun.values()), now) + self._slow)
         return max(_TOGETHER, min(times) - now) if times else None

@@ -130,7 +130,9 @@ class Settings:
         3600.0,
         "seconds without a client or a message after which a topic of a pattern is forgotten",
     )
-    sources_threads: int = option("sources.threads", COUNT, 8, "threads that all sources share")
+    sources_threads: int = option(
+        "sources.threads", COUNT, 8, "threads that all sources share, of which one watches the time"
+    )
     sources_limit: int = option(
         "sources.limit", COUNT, 100, "threads more for sources that take over 5 s, or pace themselves"
     )

@@ -88,7 +88,7 @@ def test_no_thread_is_left_when_nothing_is_to_be_done() -> None:
 
 
 def test_no_more_calls_at_a_time_than_it_has_threads(holds: list[Hold]) -> None:
-    pool = SourcePool(threads=3)
+    pool = SourcePool(threads=4)
     for hold in holds:
         pool.call_at(pool.clock(), hold)
     wait_until(lambda: begun(holds) == 3)
@@ -96,6 +96,17 @@ def test_no_more_calls_at_a_time_than_it_has_threads(holds: list[Hold]) -> None:
     assert pool.busy == 10
     holds[0].let_go()
     wait_until(lambda: begun(holds) == 4)
+    assert len(running()) == 4
+
+
+def test_calls_that_return_at_once_need_few_threads() -> None:
+    pool, done = SourcePool(threads=8), threading.Event()
+    now, most = pool.clock(), []
+    for number in range(500):
+        pool.call_at(now + number / 2000, lambda: most.append(len(running())))
+    pool.call_at(now + 0.3, done.set)
+    assert done.wait(PATIENCE)
+    assert sorted(most)[250] <= 4
 
 
 def test_a_slow_call_leaves_the_count_so_that_others_go_on(holds: list[Hold]) -> None:
@@ -109,7 +120,7 @@ def test_a_slow_call_leaves_the_count_so_that_others_go_on(holds: list[Hold]) ->
 def test_no_more_slow_calls_than_the_limit_and_the_log_says_so(
     holds: list[Hold], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = SourcePool(threads=2, limit=3, slow=0.02)
+    pool = SourcePool(threads=3, limit=3, slow=0.02)
     with caplog.at_level(logging.WARNING, "pushdemo"):
         for hold in holds:
             pool.call_at(pool.clock(), hold)
