@@ -144,10 +144,11 @@ _SORTABLE = ({int}, {str}, {bytes}, set[Any]())
 
 def _sequence(value: Iterable[Any]) -> bytes:
     items = tuple(value)
-    if not set(map(type, items)) <= _FLAT:
+    kinds = set(map(type, items))
+    if not kinds <= _FLAT:
         return _framed(map(canonical, items))
     # A hundred times as fast. Version 2 of the format writes equal values alike, but for 0.0 and -0.0.
-    if 0.0 in items:
+    if float in kinds and 0.0 in items:
         items = tuple([each + 0.0 if type(each) is float else each for each in items])
     return marshal.dumps(items, 2)
 

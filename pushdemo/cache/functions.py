@@ -69,8 +69,8 @@ class Function:
         return False
 
 
-# The last memorized function of each name in the process; all names so far, and those of several functions. Under
-# _names_lock.
+# The last memorized function of each name in the process; all names so far that are addresses, and which of these were
+# of several functions. Under _names_lock.
 _names: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
 _seen: set[str] = set()
 _doubled: set[str] = set()
@@ -288,9 +288,8 @@ def register(function: Function) -> None:
         _names[function.name] = function
         if "<" in function.name:  # each has values of its own
             return
-        if function.name in _seen:
-            _doubled.add(function.name)
-        _seen.add(function.name)
+        if not function.named:
+            (_doubled if function.name in _seen else _seen).add(function.name)
         if other is None or function.name in _told:
             return
         _told.add(function.name)

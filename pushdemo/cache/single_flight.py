@@ -35,6 +35,9 @@ from pushdemo.forking import call_in_child
 log = logging.getLogger("pushdemo.cache")
 
 
+_WASTED = 20  # values before a word in the log
+
+
 class RecursiveCallError(RuntimeError):
     """While it was computing a value, a memorized function asked for that value."""
 
@@ -122,7 +125,8 @@ class FunctionCache:
         # Set without a lock, see `died`.
         self._deaths = False
         self._misses = self._waits = self._stale = self._errors = 0  # under the lock
-        self._failing = False
+        self._wasted = 0  # values whose object was gone before any hit; added to by any thread
+        self._failing = self._told = False
         self._after_fork()
         call_in_child(self._after_fork)
 
@@ -280,8 +284,17 @@ class FunctionCache:
         """Delete the entries of objects that are gone."""
         if self._deaths:
             self._deaths = False
-            for key in filter(is_dead, list(self.near)):
-                self._store.delete(key)
+            for key, entry in list(self.near.items()):
+                if is_dead(key):
+                    self._store.delete(key)
+                    self._wasted += not entry.used
+            if self._wasted > _WASTED and not self.hits and not self._told:
+                self._told = True
+                log.warning(
+                    "%s keeps values that nobody asks for again, since they are of objects that equal nothing but "
+                    "themselves and are gone, such as a request: leave these out of the key, memorize(ignore=...)",
+                    self.name,
+                )
 
     def info(self) -> Info:
         """The counts so far, and what is kept now."""

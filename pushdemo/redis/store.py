@@ -31,6 +31,7 @@ log = logging.getLogger("pushdemo.cache")
 
 SHORTEST, LONGEST = 0.005, 0.1  # seconds between two looks whether someone else's claim has ended
 _NEWEST = re.compile(rb"(\d{1,18}) (\w+)")
+_told: set[object] = set()  # by function and type of argument, what the log knows; any thread adds to it
 _EVER = 10 * 365 * 24 * 3600.0  # seconds: for values that are used for ever
 
 
@@ -239,19 +240,15 @@ class RedisStore:
         try:
             return digest(key)
         except NotCanonicalError as error:
-            self._tell_once(
-                error.kind,
+            _tell_once(
+                _told,
+                (self.name, error.kind),
                 "%s: calls with arguments of type %s are not shared with other nodes, since no two processes can know "
                 "that theirs are equal. Pass what identifies them, or leave them out of the key: memorize(ignore=...)",
                 self.name,
                 error,
             )
             return None
-
-    def _tell_once(self, what: object, message: str, *args: object) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            log.warning(message, *args)
 
     def _ahead(self) -> int:
         """Milliseconds that the application's clock is ahead of the machine's."""
@@ -291,10 +288,20 @@ class RedisStore:
             kept = decoded(value, may_pickle=self._may_pickle)
             return Entry(kept, self._timer() - (now - int(made)) / 1000, fresh, stale - fresh, error - fresh)
         except Exception as error:  # whatever loading a pickle raises; a class may have gone since, too
-            self._tell_once(
-                "malformed", "%s: a value at Redis cannot be read, and is computed anew: %r", self.name, error
+            _tell_once(
+                self._told,
+                "malformed",
+                "%s: a value at Redis cannot be read, and is computed anew: %r",
+                self.name,
+                error,
             )
             return None
+
+
+def _tell_once(told: set[object], what: object, message: str, *args: object) -> None:
+    if what not in told:
+        told.add(what)
+        log.warning(message, *args)
 
 
 class Deletions:

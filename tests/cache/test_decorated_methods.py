@@ -173,6 +173,23 @@ def test_values_of_objects_that_are_gone_go_at_the_next_computation() -> None:
     assert kept.report.info().hits == 1
 
 
+def test_a_function_whose_every_call_is_of_another_object_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    @memorize(name="of a request")
+    def of_request(request: object) -> int:
+        return 1
+
+    @memorize(ignore=("request",))
+    def without(request: object) -> int:
+        return 1
+
+    for _ in range(100):
+        of_request(Branch("a request"))
+        without(Branch("a request"))
+    assert [record.getMessage()[:19] for record in caplog.records] == ["of a request keeps "]
+    assert "memorize(ignore=...)" in caplog.text
+    assert without.info()[:2] == (99, 1)
+
+
 def test_an_object_with_an_equality_of_its_own_shares_values_with_its_equals() -> None:
     class Point:
         def __init__(self, x: int) -> None:
