@@ -431,6 +431,17 @@ def test_outside_of_the_only_application_its_caches_are_used(outside: Any) -> No
         assert rate() == 3
 
 
+def test_an_application_that_is_gone_is_no_longer_the_only_one(outside: Any) -> None:
+    source = Source()
+    rate = memorize(lambda: source())
+    application = Caches()
+    application.serve()
+    assert [outside(rate), outside(rate)] == [1, 1]
+    del application
+    gc.collect()
+    assert outside(rate) == 2
+
+
 def test_outside_of_several_a_change_is_refused_and_a_computation_is_told_once(
     outside: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

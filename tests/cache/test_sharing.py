@@ -318,6 +318,31 @@ class Unbound(Exception):
         self.generator = (number for number in range(3))
 
 
+class Growing(OSError):
+    """A copy of it says more than it does."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text + "!")
+
+
+class Forgetful(OSError):
+    """A copy of it lacks an attribute."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __reduce__(self) -> Any:
+        return type(self).__new__, (type(self), *self.args)
+
+
+class Turning(OSError):
+    """A copy of it is of another type."""
+
+    def __reduce__(self) -> Any:
+        return OSError, self.args
+
+
 def with_attribute(value: Any) -> Exception:
     error = Plain("with an attribute")
     error.attribute = value  # type: ignore[attr-defined]
@@ -335,6 +360,9 @@ def session() -> Any:
         HTTPFound("/"),
         Unbound(),
         OwnError("a"),
+        Growing("a"),
+        Forgetful("a"),
+        Turning("a"),
         with_attribute(Response()),
         with_attribute([{"of": HTTPFound("/")}]),
         with_attribute(Request.blank("/")),
