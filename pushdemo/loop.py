@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 log = logging.getLogger("pushdemo")
 
@@ -110,18 +110,19 @@ class Loop:
                     self._ear.recv(4096)
                 self._rung = False  # before the queue is read: what is put there from now on rings again
             else:
-                self._guarded(key.data.ready, key.fd, events)
+                self.guarded(key.data.ready, key.fd, events)
         self.do_calls()
 
     def do_calls(self) -> None:
         """Call what is in the queue, and not what comes meanwhile: connections must not wait for that."""
         for _ in range(len(self._calls)):
-            self._guarded(self._calls.popleft())
+            self.guarded(self._calls.popleft())
 
-    def _guarded(self, function: Callable[..., None], *args: int) -> None:
+    def guarded(self, function: Callable[..., None], *args: Any) -> None:
+        """Call `function`; whatever it raises is logged, and the loop goes on."""
         try:
             function(*args)
-        except Exception:
+        except BaseException:
             log.exception("the server met an error and goes on")
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ from typing import Any
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer
-from waitress.task import WSGITask
+from waitress.task import ErrorTask, WSGITask
 
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.subscription import LongPoll, Subscription
@@ -62,6 +62,15 @@ class ParkingRequest(HTTPRequestParser):
     """A request."""
 
     turn: bool | None = None  # one that has waited for a turn: whether it has one, or none came in time
+
+
+class RefusingTask(ErrorTask):
+    """waitress's answer to a request that it cannot read, or that the application has failed with."""
+
+    def execute(self) -> None:
+        """As in waitress; a browser is to take the text for what it is."""
+        self.response_headers.append(("X-Content-Type-Options", "nosniff"))
+        super().execute()
 
 
 class ParkingTask(WSGITask):
@@ -90,6 +99,15 @@ class ParkingTask(WSGITask):
             if not handed_over:  # its headers cannot be sent, or its client has left
                 self.park.parked = None
             self.park.close(self.response_headers)
+
+    def execute(self) -> None:
+        """Have the application make the response. One that would exit the process has failed."""
+        try:
+            super().execute()
+        except (Exception, Postponed):
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"the application has raised {type(error).__name__}") from error
 
     def get_environment(self) -> dict[str, Any]:
         """waitress's environ, with the offers to park and to run the request later."""
@@ -197,6 +215,7 @@ class ParkingChannel(HTTPChannel):
     socket: Any  # a socket; None once it is another's
     held: list[bytes] | None = None  # what a task writes together; the worker's
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
+    error_task_class = RefusingTask
     parser_class = ParkingRequest
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
@@ -332,6 +351,11 @@ class ParkingChannel(HTTPChannel):
             hub.stream(sock, client, chunked=chunked, unsent=unsent)
         else:
             hub.pull(sock, client, chunked=chunked, unsent=unsent, run=self.server.workers.run)
+
+    def idle(self, now: float, seconds: float) -> bool:
+        """Whether it has waited for its next request for so long."""
+        waits = not (self.requests or self.request or self.total_outbufs_len)
+        return waits and self.last_activity <= now - seconds
 
     def has_left(self) -> bool:
         """Whether the client has closed its side, as far as that can be told without reading what it has sent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from waitress import wasyncore
 from waitress.adjustments import asbool
 from waitress.server import BaseWSGIServer, create_server
 
+from pushdemo.bursts import bounded
 from pushdemo.delivery.hub import Hub
 from pushdemo.forking import call_in_child
 from pushdemo.loop import READ, Loop
@@ -27,23 +29,29 @@ from pushdemo.parking import End, ParkingChannel, Reception
 from pushdemo.workers import Dispatcher, Workers
 
 log = logging.getLogger("pushdemo")
+queue_log = logging.getLogger("waitress.queue")
 
 _PAUSE = 1.0  # seconds before the next connection is accepted, where the process may open no more files
 _ACCEPTED = 64  # connections that are accepted between two looks at the others
-_CONNECTION_LIMIT = 1_000  # connections between two requests; waitress's own 100 are soon those of a few open pages
+_OTHER_FILES = 200  # open files that are no connections: listening sockets, logs, what the application opens
+_FEWEST = 100  # connections, however few files there may be: waitress's own limit
+_CROWD = 0.9  # of the connections that there may be; from there on, those that wait for a request are closed
+_IDLE = 1.0  # seconds without a byte after which a connection may be closed in a crowd
+_TICK = 1.0  # seconds between two lines of the log about requests that wait
 
 
 class Server:
     """A waitress server whose waiting responses are parked; `settings` are waitress's, and `io_uring`, true or false.
 
-    Raises ValueError for a setting that waitress does not know, and for `asyncore_use_poll = false`: select() sees no
-    more than 1,024 sockets.
+    `connection_limit` is how many connections there may be beside the parked ones: the limit of open files less 200,
+    unless it is given. Raises ValueError for a setting that waitress does not know, and for asyncore_use_poll = false:
+    select() sees no more than 1,024 sockets.
     """
 
     def __init__(self, app: Application, **settings: Any) -> None:
         if not asbool(settings.setdefault("asyncore_use_poll", True)):
             raise ValueError("asyncore_use_poll = false: must be true, since select() sees no more than 1024 sockets")
-        settings.setdefault("connection_limit", _CONNECTION_LIMIT)
+        settings.setdefault("connection_limit", max(_FEWEST, _open_files() - _OTHER_FILES))
         if (io_uring := str(settings.pop("io_uring", True)).lower()) not in ("true", "false"):
             raise ValueError(f"io_uring = {io_uring}: must be true or false")
         self._map: dict[int, Any] = {}  # by descriptor: listeners, their triggers, and connections that are not parked
@@ -58,6 +66,7 @@ class Server:
         self._listeners = [
             Listener(each, Reception(each, self.hub, workers, self._loop, self._end)) for each in listeners
         ]
+        self._ticked = 0.0  # when `_tick` last looked at the queue; the loop's
         self._handlers: dict[int, Any] = {}  # those of signals that ours stand for, while it runs in the main thread
         call_in_child(self._end_in_child)
 
@@ -68,16 +77,28 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT (where this is the main thread), then end everything."""
-        with self._signals():
+        with self._signals(), bounded():
             try:
                 while (left := self._end.left()) > 0:
                     for listener in self._listeners:
-                        listener.look()
-                    self._loop.turn(min(left, self._adj.asyncore_loop_timeout))
-                    self._workers.expire(time.monotonic())
-                    self.hub.start_again()
+                        self._loop.guarded(listener.look)
+                    self._loop.guarded(self._loop.turn, min(left, self._adj.asyncore_loop_timeout))
+                    self._loop.guarded(self._tick, time.monotonic())
             finally:
                 self._close()
+
+    def _tick(self, now: float) -> None:
+        self._workers.expire(now)
+        self.hub.start_again()
+        if now >= self._ticked + _TICK:
+            self._ticked = now
+            if (waiting := self._dispatcher.take_waiting()) > self._adj.threads:
+                queue_log.warning(
+                    "Task queue depth is %d at most in this second: so many requests wait for one of the %d threads "
+                    "([server:main] threads)",
+                    waiting,
+                    self._adj.threads,
+                )
 
     def stop(self, *_: object) -> None:
         """Make `run` end, after the application's `pushdemo.drain`, or at the second call at once.
@@ -135,6 +156,7 @@ class Listener:
         self._reception = reception
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
         self._watched = False
+        self._made_room = 0.0  # when room was last made, by the clock on the wall, as waitress counts
         self._cleanup = 0.0  # when connections that were idle for too long are closed next
         listener.next_channel_cleanup = float("inf")  # waitress's own counts on a look at each connection in each turn
         self.channels: dict[int, ParkingChannel] = listener.active_channels
@@ -157,9 +179,23 @@ class Listener:
             if not channel.requests and channel.last_activity < since:
                 channel.handle_close()
 
+    def _make_room(self) -> None:
+        """In a crowd, close connections that wait for a request, those first that have done so for longest."""
+        limit, channels = self._listener.adj.connection_limit, self._reception.map
+        crowd, now = len(channels) - int(_CROWD * limit), time.time()
+        if crowd >= 0 and now >= self._made_room + 0.1:
+            self._made_room = now
+            idle = [
+                each for each in list(channels.values()) if isinstance(each, ParkingChannel) and each.idle(now, _IDLE)
+            ]
+            idle.sort(key=lambda channel: channel.last_activity)
+            for channel in idle[: crowd + max(1, limit // 100)]:
+                channel.handle_close()
+
     def ready(self, _fd: int, _events: int) -> None:
         """Accept all who wait."""
         for _ in range(_ACCEPTED):
+            self._make_room()
             if not self._listener.readable() or not self._accept():
                 return
 
@@ -195,6 +231,16 @@ def main(app: Application, global_conf: dict[str, str] | None = None, **settings
         log.info("Serving on %s", port if host == "unix" else f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run()
     return 0
+
+
+def _open_files() -> int:
+    """How many files this process may have open."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def _raise_open_files() -> None:

@@ -19,11 +19,13 @@ from pushdemo.delivery.loop import READ, WRITE, Loop
 from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.sending import FAILED, offer
 
+_HEARD = 4_096  # bytes that a client may send on its stream; who sends on costs a turn of the hub each time
+
 
 class Connection:
     """What streams, long polls and pulled bodies have in common."""
 
-    __slots__ = ("loop", "open", "progress", "rest", "sock", "tally", "writing")
+    __slots__ = ("heard", "loop", "open", "progress", "rest", "sock", "tally", "writing")
 
     while_writing = READ | WRITE  # what the loop reports while there is a rest
 
@@ -34,6 +36,7 @@ class Connection:
         self.rest: bytes | memoryview = unsent
         self.writing = False  # whether the loop reports that the socket can be written
         self.progress = loop.clock()  # when the socket last took something
+        self.heard = 0  # bytes that the client has sent, to which nobody listens
         self.open = True
         loop.selector.register(sock, READ, self)
 
@@ -86,9 +89,11 @@ class Connection:
         return bool(self.rest) and now - self.progress >= timeout
 
     def has_left(self) -> bool:
-        """Read and forget what a client sends that has nothing to say; whether that is its farewell."""
+        """Read and forget what a client sends that has nothing to say; whether that is its farewell, or too much."""
         try:
-            return not self.sock.recv(65_536)
+            data = self.sock.recv(65_536)
+            self.heard += len(data)
+            return not data or self.heard > _HEARD
         except BlockingIOError:
             return False
         except OSError:
