@@ -17,7 +17,10 @@ from message import body, turns
 from pyramid.config import Configurator
 from pyramid.request import Request
 
+from pushdemo import topic
 from pushdemo.server import Server
+from pushdemo.topics.catalog import Catalog
+from pushdemo.topics.pattern import Reference
 
 
 def common(request: Request) -> Any:
@@ -25,28 +28,27 @@ def common(request: Request) -> Any:
 
 
 def own(request: Request) -> Any:
-    return request.push(f"own.{request.matchdict['client']}")
+    return request.push("own.{client}", client=request.matchdict["client"])
 
 
 def pair(request: Request) -> Any:
-    return request.push("all", f"own.{request.matchdict['client']}")
+    return request.push("all", "own.{client}", client=request.matchdict["client"])
 
 
-def publish(topics: Sequence[Any], rate: float) -> None:
+def publish(catalog: Catalog, references: Sequence[Reference], rate: float) -> None:
     at = 0
     for pause, count in turns(rate):
         time.sleep(pause)
         for _ in range(count):
-            topics[at].publish(body())
-            at = (at + 1) % len(topics)
+            catalog.publish(references[at], body())
+            at = (at + 1) % len(references)
 
 
 def main(port: int, rate: float, clients: int, told: str, *, io_uring: bool) -> None:
     with Configurator(settings={"pushdemo.max_clients": "15000", "pushdemo.history": "10"}) as config:
         config.include("pushdemo")
         config.add_topic("all")
-        for number in range(clients):
-            config.add_topic(f"own.{number}")
+        config.add_topic("own.{client}")
         for name, (pattern, view) in {
             "common": ("/stream", common),
             "own": ("/stream/{client}", own),
@@ -55,9 +57,10 @@ def main(port: int, rate: float, clients: int, told: str, *, io_uring: bool) -> 
             config.add_route(name, pattern)
             config.add_view(view, route_name=name)
     app = config.make_wsgi_app()
-    topics = app.registry["pushdemo.topics"]
-    names = [f"own.{number}" for number in range(clients)] if told == "each" else ["all"]
-    threading.Thread(target=publish, args=([topics[name] for name in names], rate), daemon=True).start()
+    each = [topic("own.{client}", client=number) for number in range(clients)]
+    references = each if told == "each" else [topic("all")]
+    catalog = app.registry["pushdemo.topics"]
+    threading.Thread(target=publish, args=(catalog, references, rate), daemon=True).start()
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that had to wait
     Server(app, listen=f"127.0.0.1:{port}", threads=4, io_uring=io_uring).run()
 

@@ -20,7 +20,7 @@ OPTIONS = frozenset({"event", "expires", "now", "owner", "registry", "renderer",
 LONGEST_VALUE = 200  # characters
 
 # What an event source already calls its events (HTML section 9.2), and what the transports tell by one.
-_EVENTS = frozenset({"open", "message", "error", "reset", "failing", "end"})
+_EVENTS = frozenset({"open", "message", "error", "begin", "reset", "failing", "end"})
 
 _TEXT = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -50,40 +50,47 @@ class Pattern:
     same topics are known. Raises ValueError for a text that will not do.
     """
 
-    __slots__ = ("_ends", "_parts", "placeholders", "shape", "text")
+    __slots__ = ("_first", "_keywords", "_rest", "placeholders", "shape", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         parts = _PLACEHOLDER.split(text)  # text, placeholder, text, placeholder, ..., text
-        self._parts = tuple(parts[::2])
-        self._ends = tuple("" if text[:1] == "." else "~" for text in self._parts[1:-1])
-        self._ends += ("~" if self._parts[-1] and self._parts[-1][0] != "." else "",)
         self.placeholders = tuple(parts[1::2])
-        self.shape = "{}".join(self._parts)
-        fixed = "".join(self._parts)
+        self.shape = "{}".join(parts[::2])
+        self._first = parts[0]
+        self._keywords = frozenset(self.placeholders)
+        ends = ["" if following[:1] == "." else "~" for following in parts[2::2]]
+        if ends and not parts[-1]:
+            ends[-1] = ""
+        # Each placeholder with what follows its value.
+        self._rest = tuple((name, end + own) for name, end, own in zip(parts[1::2], ends, parts[2::2], strict=True))
+        self._check(parts)
+
+    def _check(self, parts: list[str]) -> None:
+        fixed = "".join(parts[::2])
         if not (_TEXT.fullmatch(fixed) or (self.placeholders and not fixed)):
             raise ValueError(
-                f"a topic's name is up to 100 letters, digits, _, . or -, and placeholders as {{user}}: not {text!r}"
+                "a topic's name is up to 100 letters, digits, _, . or -, and placeholders such as {user}: "
+                f"not {self.text!r}"
             )
-        if text in _EVENTS:
-            raise ValueError(f"a topic cannot be named {text}: an event of that name has a meaning of its own")
+        if self.text in _EVENTS:
+            raise ValueError(f"a topic cannot be named {self.text}: an event of that name has a meaning of its own")
         for name in self.placeholders:
-            _check_placeholder(name, text)
-        if len(set(self.placeholders)) < len(self.placeholders):
-            raise ValueError(f"the pattern {text} has a placeholder twice")
+            _check_placeholder(name, self.text)
+        if len(self._keywords) < len(self.placeholders):
+            raise ValueError(f"the pattern {self.text} has a placeholder twice")
 
     def refer(self, values: Mapping[str, object]) -> Reference:
         """The topic of these values.
 
         Raises TypeError where keywords are missing or too many, and TopicValueError for a value that will not do.
         """
-        if values.keys() != set(self.placeholders):
+        if values.keys() != self._keywords:
             raise TypeError(self._mismatch(values))
-        if not values:
-            return Reference(self.text, (), self.text)
-        texts = tuple((name, _text(name, values[name])) for name in self.placeholders)
-        encoded = (f"~{value if _PLAIN.fullmatch(value) else _encoded(name, value)}" for name, value in texts)
-        name = self._parts[0] + "".join(map("".join, zip(encoded, self._ends, self._parts[1:], strict=True)))
+        texts = tuple((keyword, _text(keyword, values[keyword])) for keyword, _ in self._rest)
+        name = self._first
+        for (placeholder, text), (_, following) in zip(texts, self._rest, strict=True):
+            name = f"{name}~{_encoded(placeholder, text)}{following}"
         return Reference(self.text, texts, name)
 
     def _mismatch(self, values: Mapping[str, object]) -> str:
@@ -136,6 +143,8 @@ def _text(name: str, value: object) -> str:
 
 
 def _encoded(name: str, value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return value
     try:
         return quote(value, safe="").replace(".", "%2E").replace("~", "%7E")
     except UnicodeEncodeError:
