@@ -55,8 +55,8 @@ def digest(value: Any) -> bytes:
 
 def canonical(value: Any) -> bytes:
     """The bytes of `value`. Raises NotCanonicalError."""
-    if value is FROZEN:
-        return b"frozen"
+    if value is FROZEN or value is None:
+        return b"frozen" if value is FROZEN else b"none"
     kind: Any = type(value)
     if kind is Instance:
         value = value()
@@ -119,8 +119,6 @@ def _address(value: Any) -> bytes:
 
 def _identity(value: Any) -> bytes:
     """Of an object that equals nothing but itself."""
-    if value is None:
-        return b""
     try:
         if isinstance(value, datetime.tzinfo):
             reduced: Any = value.__reduce_ex__(4)

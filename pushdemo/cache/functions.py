@@ -29,7 +29,7 @@ log = logging.getLogger("pushdemo.cache")
 Seconds = float | timedelta
 
 OWN = "<own>"  # ends the name under which a store keeps what is only this process's, see Function.store_name
-_INSIDE = ("__wrapped__", "__func__", "fget", "func", "wrapped")  # where decorators and descriptors have a function
+_INSIDE = ("__func__", "__wrapped__", "fget", "func", "wrapped")  # where decorators and descriptors have a function
 _DEEPEST = 20  # decorators on one function
 
 

@@ -295,7 +295,7 @@ AT_THEIR_ADDRESS = [
     between.__wrapped__,
     Shop.method,
     vars(Shop)["class_above"],
-    Shop.class_below.func,
+    vars(Shop)["class_below"].__func__,
     Shop.static_above,
     Shop.static_below,
     Shop.size.fget,  # type: ignore[attr-defined]

@@ -323,7 +323,7 @@ def test_ignored_parameters_are_no_part_of_the_key() -> None:
         signature.values((), {"item": 1, "request": Plain(), "dbsession": None, "currency": "EUR"}),
     ]
     assert {key_of(values) for values in ways} == {key_of((1, "EUR"))}
-    with pytest.raises(TypeError, match=r"query\(\): missing a required argument: 'dbsession'"):
+    with pytest.raises(TypeError, match=r"query\(\): missing a required .*argument: 'dbsession'"):
         signature.values((Plain(), 1), {})
 
 
