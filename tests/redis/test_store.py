@@ -533,6 +533,29 @@ def test_nothing_is_left_of_values_that_are_of_no_more_use(fragile: Machine) -> 
     wait_until(lambda: not fragile.server.client.keys("*counted:values"), what="the end of the key")
 
 
+def test_while_redis_is_gone_a_deletion_beats_a_computation_too(fragile: Machine) -> None:
+    fragile.node()
+    fragile.server.kill()
+    store, key = fragile.backends[0].store(counted.name, 8, time.monotonic), key_of((1,))
+    claim = store.claim(key, 0)
+    assert claim is not None
+    with pytest.raises(RedisUnavailableError):
+        store.delete(key)
+    assert not store.settle(key, claim, Entry([1], time.monotonic(), 60))
+    assert not store.near
+
+
+def test_what_redis_does_not_have_any_more_has_no_copy(machine: Machine) -> None:
+    machine.node()
+    store, key = machine.backends[0].store(counted.name, 8, time.monotonic), key_of((1,))
+    assert store.settle(key, store.claim(key, 0), Entry([1], time.monotonic(), 60))
+    for name in machine.server.client.keys(f"*{machine.space}*values"):
+        machine.server.client.delete(name)
+    assert store.near
+    assert store.get(key) is None
+    assert not store.near
+
+
 # -- functions that are not the one at their address
 
 
