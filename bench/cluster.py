@@ -1,11 +1,13 @@
 """What sharing costs: three `pserve` nodes at one redis-server against one process on its own.
 
 usage: python bench/cluster.py [--clients 1000] [--rate 10] [--seconds 10] [--rounds 3]
+       python bench/cluster.py --topics [--seconds 60]
 
 "Fan-out": so many clients on each of three nodes, of which one makes the messages; all of those clients on one process
 without Redis; and on three processes that share nothing, which is what three processes cost on this machine, whatever
 they say to each other. "Delay": how late the last client of all nodes is, where each has few. "Computations": 300
-clients on three nodes ask for one memorized value all the time.
+clients on three nodes ask for one memorized value all the time. With `--topics`: thousands of topics and sources, with
+a proxy that makes the round trip to Redis longer (many_topics.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import many_topics
 import process
 import tables
 from clients import Order
@@ -70,6 +73,9 @@ def main() -> None:
         sys.exit("redis-server is missing: apt-get install redis-server")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    if options.topics:
+        many_topics.main(options.seconds)
+        return
     rows: dict[str, list[tables.Sample]] = {name: [] for name in ROWS}
     for number in range(options.rounds):
         for name, (nodes, shared) in ROWS.items():
@@ -89,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=10, help="messages a second (default: 10)")
     parser.add_argument("--seconds", type=float, default=10, help="length of one measurement (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
+    parser.add_argument("--topics", action="store_true", help="measure thousands of topics instead")
     return parser.parse_args()
 
 
