@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -668,3 +669,135 @@ def test_a_source_for_which_the_system_has_no_thread_is_started_when_there_is_on
         assert 1 <= len(caplog.records) <= 3
     finally:
         topic.close()
+
+
+# -- many sources in few threads
+
+
+place: ContextVar[str] = ContextVar("place", default="nowhere")
+
+
+def topics(count: int, pool: SourcePool, source: Callable[[int], Any], interval: float, **options: Any) -> list[Topic]:
+    """So many topics, each with a client and the source of its number."""
+    made = []
+    for number in range(count):
+        topic = Topic(f"{NAME}.{number}", content_type="text/plain")
+        topic.producer = Producer(topic, partial(source, number), interval, pool=pool, **options)
+        topic.join()
+        made.append(topic)
+    return made
+
+
+def close(topics: list[Topic]) -> None:
+    for topic in topics:
+        topic.close()
+    wait_until(lambda: not sources(), what="the end of the pool")
+
+
+def test_a_generator_keeps_its_context_whichever_thread_runs_its_next_step() -> None:
+    pool, seen = SourcePool(threads=4), set()
+
+    def source(number: int) -> Iterator[str]:
+        place.set(f"at {number}")
+        while True:
+            seen.add((number, threading.get_ident()))
+            yield place.get()
+            threading.Event().wait(0.001)  # so that other workers are needed
+
+    made = topics(20, pool, source, 0.005)
+    for number, topic in enumerate(made):
+        assert set(entries(topic, 8)) == {f"at {number}"}
+    assert len({thread for _, thread in seen}) > 1
+    assert len(seen) > 20, "some have changed their thread"
+    assert place.get() == "nowhere"
+    close(made)
+
+
+def test_a_thousand_sources_share_the_threads_of_the_pool() -> None:
+    pool = SourcePool(threads=4)
+    made = topics(1000, pool, lambda number: str(number), 0.2)
+    for topic in made:
+        assert topic.wait(1, PATIENCE)
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith("pushdemo-source")]) <= 4
+    assert all(entries(topic, 2) == [str(number)] * 2 for number, topic in enumerate(made))
+    close(made)
+
+
+def test_sources_that_begin_together_do_not_go_on_together(time: Time) -> None:
+    """The second value comes in the second half of the interval, and from then on each keeps to its beat."""
+    dues = []
+    for number in range(200):
+        topic = Topic(f"{NAME}.{number}", content_type="text/plain", clock=time.topic.clock)
+        topic.producer = Producer(topic, lambda: "value", INTERVAL, pool=time.pool, spread=True)
+        topic.join()
+        entries(topic, 1)
+        wait_until(lambda: not time.pool.busy)
+        dues.append(topic.producer.due - time.now)
+        topic.close()
+    assert min(dues) >= INTERVAL / 2
+    assert max(dues) <= INTERVAL
+    assert len({round(due / INTERVAL * 10) for due in dues}) == 6, "they are all over it"
+
+
+def test_a_source_that_never_returns_or_that_raises_leaves_the_others_alone(caplog: pytest.LogCaptureFixture) -> None:
+    pool, release = SourcePool(threads=2, slow=0.02), threading.Event()
+
+    def source(number: int) -> str:
+        if number == 0:
+            release.wait(PATIENCE)
+        if number == 1:
+            raise OSError("broken")
+        return str(number)
+
+    made = topics(5, pool, source, 0.02)
+    for topic in made[2:]:
+        assert topic.wait(3, PATIENCE)
+    assert made[0].head == 0
+    assert entries(made[1], 1) == ["(failing)"]
+    release.set()
+    assert entries(made[0], 1) == ["0"]
+    close(made)
+
+
+def test_sources_that_pace_themselves_have_threads_up_to_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    pool, go_on = SourcePool(limit=2), threading.Event()
+
+    def source(number: int) -> Iterator[str]:
+        yield "first"
+        go_on.wait(PATIENCE)
+
+    made = topics(3, pool, source, 0)
+    for topic in made[:2]:
+        assert entries(topic, 1) == ["first"]
+    assert entries(made[2], 1) == ["(failing)"]
+    assert "pushdemo.sources.limit" in caplog.text
+    assert [topic.producer.has_room for topic in made if topic.producer] == [True, True, True], "they are awake"
+    late = Topic(f"{NAME}.late")
+    late.producer = Producer(late, partial(source, 9), 0, pool=pool)
+    assert not late.producer.has_room
+    go_on.set()
+    assert entries(made[2], 2) == ["(failing)", "first"], "it is tried again when a thread is free"
+    close(made)
+
+
+def test_a_client_that_comes_while_the_source_is_slow_waits_for_it_and_no_second_run_begins() -> None:
+    pool, begun, go_on = SourcePool(), threading.Semaphore(0), threading.Event()
+    runs = []
+
+    def source() -> str:
+        runs.append(1)
+        begun.release()
+        go_on.wait(PATIENCE)
+        return "value"
+
+    topic = Topic(NAME, content_type="text/plain")
+    topic.producer = Producer(topic, source, 1000.0, pool=pool)
+    topic.join()
+    assert begun.acquire(timeout=PATIENCE)
+    for _ in range(3):
+        topic.leave()
+        topic.join()
+    go_on.set()
+    assert entries(topic, 1) == ["value"]
+    assert runs == [1]
+    close([topic])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from webtest import TestApp
 
 from pushdemo import topic
 from pushdemo.topics.catalog import Catalog
-from tests.support import Client, port_of, serving
+from tests.support import PATIENCE, Client, port_of, serving, wait_until
 
 ODD = ["/", "%", "{}", "{user}", "\0", "\u202eevil", "..", "a,b:c", "~", "é\n", "x" * 200]
 
@@ -301,3 +302,25 @@ def test_the_history_is_bounded_in_bytes_too() -> None:
             assert kept[-1] == text
             assert len(kept) == 1 or sum(map(len, kept)) <= 10
         assert kept == ["x" * 100]
+
+
+def test_a_client_of_a_source_for_which_there_is_no_thread_is_refused() -> None:
+    def forever(x: str) -> Iterator[str]:
+        yield x
+        release.wait(PATIENCE)
+
+    def configure(config: Configurator) -> None:
+        config.add_topic("a.{x}", forever, interval=0, content_type="text/plain")
+        config.add_route("a", "/a/{x}")
+        config.add_view(lambda request: request.push("a.{x}", **request.matchdict), route_name="a")
+
+    release = threading.Event()
+    with application(configure, sources__limit=1) as router:
+        app = TestApp(router)
+        catalog_of(app).open(topic("a.{x}", x=1)).join()
+        wait_until(lambda: catalog_of(app).pool.full, what="the source's thread")
+        refused = app.get("/a/2", {"transport": "longpoll"}, status=503)
+        assert "pushdemo.sources.limit" in refused.text
+        assert refused.headers["Retry-After"] == "5"
+        assert poll(app, "a/1", last_event_id="earliest") == [(None, "1")], "others go on"
+        release.set()
