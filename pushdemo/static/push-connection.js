@@ -62,12 +62,6 @@ export class Connection {
     return address;
   }
 
-  /** The names of the topics that are known to be on this connection: by its address, or by their ids. */
-  topics() {
-    const { url, cursor } = this.subscription;
-    return [...url.searchParams.getAll("topic"), ...cursor.named().map(([name]) => name)];
-  }
-
   /** Whether the page has said that this topic is plain text. */
   isText(topic) {
     const { text } = this.subscription.options;

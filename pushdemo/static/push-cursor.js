@@ -38,6 +38,12 @@ export class Cursor {
     return [...this.ids].filter(([name]) => name);
   }
 
+  /** The name of the topic whose id this is, by its epoch, or undefined where the connection has one topic. */
+  topicOf(id) {
+    const [epoch] = split(id);
+    return this.named().find(([, known]) => split(known)[0] === epoch)?.[0];
+  }
+
   /** Whether the message is not after this position. */
   passed({ id, topic }) {
     return isAt(this.ids.get(topic ?? ""), ownId(id, topic));

@@ -123,16 +123,15 @@ async function readEvents(connection) {
 /**
  * Delivers an EventSource's events until it is refused, or silent for two heartbeats.
  *
- * It hides the field `topic`, so each topic's name is asked for as the name of its events. Where there are several, the
- * stream begins with all their ids, and so with their names. A browser would come back with the last id alone, which is
- * that of one topic: such a stream is made again by push.js instead.
+ * It hides the field `topic`: which topic an event is of is known by the epoch of its id, since the stream begins with
+ * the ids of all topics where there are several. A browser would come back with the last id alone, which is that of one
+ * topic: such a stream is made again by push.js instead.
  */
 function listenTo(connection) {
   connection.signal.throwIfAborted();
-  const { credentials, events } = connection.subscription.options;
-  const address = connection.address({ ids: "topic", events: "topic" });
-  const source = new EventSource(address, { withCredentials: credentials === "include" });
-  const topics = new Set();
+  const { cursor, options } = connection.subscription;
+  const { credentials, events } = options;
+  const source = new EventSource(connection.address({ ids: "topic" }), { withCredentials: credentials === "include" });
   let timer;
   return new Promise((resolve, reject) => {
     let open = false;
@@ -144,23 +143,13 @@ function listenTo(connection) {
     const message = ({ type, lastEventId, data }) => {
       wait();
       connection.flowed();
-      const topic = topics.has(type) ? type : undefined;
-      const event = topic === undefined && type !== "message" ? type : undefined;
+      const topic = cursor.topicOf(lastEventId);
+      const event = type === "message" ? undefined : type;
       const content = connection.isText(topic) ? data : valueOf(data);
       connection.deliver({ id: lastEventId, topic, event, content });
     };
-    const listen = (names) => {
-      for (const name of names) {
-        if (!topics.has(name)) on(name, message);
-        topics.add(name);
-      }
-    };
     for (const name of ["message", ...events]) on(name, message);
-    listen(connection.topics());
-    on("begin", ({ lastEventId }) => {
-      connection.begin(lastEventId);
-      listen(connection.topics());
-    });
+    on("begin", ({ lastEventId }) => connection.begin(lastEventId));
     on("reset", ({ lastEventId }) => connection.reset(lastEventId));
     on("failing", () => connection.fail());
     on("end", () => reject(new Stop("ended")));
@@ -173,7 +162,7 @@ function listenTo(connection) {
       const lost = new Stop("waiting", "connection-lost", "the connection was lost");
       // Once the browser may connect again by itself, after the server's own pause; then the growing pause is ours.
       if (!open || source.readyState === EventSource.CLOSED) return resolve({ refused: true });
-      if (topics.size) return reject(lost);
+      if (cursor.named().length) return reject(lost);
       open = false;
       connection.subscription.tell("waiting", lost);
     });

@@ -64,7 +64,8 @@ class Events:
     end = b'event: end\ndata: {"last_event_id": null}\n\n'
 
     def message(self, sent: Sent) -> bytes:
-        event = f"event: {sent.topic or sent.event}\n" if sent.topic or sent.event else ""
+        event = f"event: {sent.event}\n" if sent.event else ""
+        event += f"topic: {sent.topic}\n" if sent.topic else ""
         data = "".join(f"data: {line}\n" for line in sent.body.decode().split("\n"))
         return f"id: {sent.id}\n{event}{data}\n".encode()
 

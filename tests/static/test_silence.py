@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.static.engines import Browser, Engine, Node
-from tests.static.formats import STREAMS, Sent, poll
+from tests.static.formats import STREAMS, poll
 from tests.static.scripts import HARD, answers, hangs, never, refuses, says
 from tests.static.wire import Exchange, Wire
 
-SSE = {"ids": "topic", "events": "topic"}  # what an EventSource asks for: each event has its topic's name and id
+SSE = {"ids": "topic"}  # what an EventSource asks for: each event has its topic's own id
 
 
 @pytest.mark.parametrize("transport", ["multipart", "jsonlines", "sse"])
@@ -75,26 +75,6 @@ def test_an_event_source_comes_back_with_its_last_event_id(chromium: Browser, wi
     watch.state("ended")
     assert [(r.headers["Last-Event-ID"], r.query) for r in wire.requests] == [(None, SSE), ("e-1", SSE)]
     assert [state["state"] for state in watch.states] == ["connecting", "live", "waiting", "live", "ended"]
-
-
-def test_an_event_source_hears_the_topics_that_its_id_names(chromium: Browser, wire: Wire) -> None:
-    form = STREAMS["sse"]
-    sent = Sent("figures:e-3,news:e-1", 3, topic="figures")
-    url = wire.on("/named", says("sse", form.message(sent), form.end), never)
-    watch = chromium.subscribe(url, transport="sse", lastEventId="figures:e-2,news:e-1")
-    watch.state("ended")
-    assert [(message["topic"], message["content"]) for message in watch.messages] == [("figures", 3)]
-
-
-def test_an_event_source_learns_the_topics_from_the_poll_in_its_place(chromium: Browser, wire: Wire) -> None:
-    form = STREAMS["sse"]
-    unheard, polled, heard = (Sent(f"figures:e-{number}", number, topic="figures") for number in (1, 2, 3))
-    first, last = says("sse", form.message(unheard), end=False), says("sse", form.message(heard), form.end)
-    url = wire.on("/learns", first, answers(poll("ready", polled)), last, never)
-    watch = chromium.subscribe(url, transport="sse", heartbeat=200)
-    watch.state("ended")
-    assert watch.ids == ["figures:e-2", "figures:e-3"]
-    assert not any(state["fallback"] for state in watch.states)
 
 
 def test_an_event_source_that_fails_twice_is_made_again_behind_the_last_message(chromium: Browser, wire: Wire) -> None:
