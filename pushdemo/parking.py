@@ -34,6 +34,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,7 @@ from waitress.task import ErrorTask, WSGITask
 
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.subscription import LongPoll, Subscription
+from pushdemo.delivery.tcp import keep_alive
 from pushdemo.loop import ALL, READ, WRITE, Loop
 from pushdemo.offer import Park, Postponed, Turn
 from pushdemo.workers import Work, Workers
@@ -220,6 +222,7 @@ class ParkingChannel(HTTPChannel):
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
         super().__init__(server, sock, addr, server.adj, map=server.map)
+        keep_alive(sock)
 
     # -- any thread
 
@@ -357,6 +360,13 @@ class ParkingChannel(HTTPChannel):
         waits = not (self.requests or self.request or self.total_outbufs_len)
         return waits and self.last_activity <= now - seconds
 
+    def handle_close(self) -> None:
+        """As in waitress; but a forked child of this process may keep the socket open."""
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+        super().handle_close()
+
     def has_left(self) -> bool:
         """Whether the client has closed its side, as far as that can be told without reading what it has sent."""
         try:
@@ -399,10 +409,10 @@ class PolledChannel:
         self._channel = channel
         self._task = task
 
-    def response(self, body: bytes) -> bytes:
-        """Headers, as waitress writes them for a body of this length, and the body."""
+    def head(self, size: int) -> bytes:
+        """Return the head of a response with a body of this size, as waitress writes it."""
         before, after = self._task.around_length
-        return b"%s%d%s%s" % (before, len(body), after, body)
+        return b"%s%d%s" % (before, size, after)
 
     def done(self, rest: bytes) -> None:
         """Take the connection back; the request ends as any other."""

@@ -8,6 +8,10 @@ A connection is in one of three states:
 - closed: it is in no table, and no later report of this turn means it any more.
 
 `send_rest` moves it between the first two, `drop` to the last.
+
+A client that has closed its sending side (a half-close) and one that has closed the connection look alike until the
+server writes. To notice who has left without a write is worth more than to serve the half-closed for ever. So both are
+told the ordinary end, and closed.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from contextlib import suppress
 from pushdemo.delivery.loop import READ, WRITE, Loop
 from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.sending import FAILED, offer
+from pushdemo.delivery.tcp import hang_up
 
 _HEARD = 4_096  # bytes that a client may send on its stream; who sends on costs a turn of the hub each time
 
@@ -25,7 +30,7 @@ _HEARD = 4_096  # bytes that a client may send on its stream; who sends on costs
 class Connection:
     """What streams, long polls and pulled bodies have in common."""
 
-    __slots__ = ("heard", "loop", "open", "progress", "rest", "sock", "tally", "writing")
+    __slots__ = ("heard", "listening", "loop", "open", "progress", "rest", "sock", "tally", "writing")
 
     while_writing = READ | WRITE  # what the loop reports while there is a rest
 
@@ -38,6 +43,7 @@ class Connection:
         self.progress = loop.clock()  # when the socket last took something
         self.heard = 0  # bytes that the client has sent, to which nobody listens
         self.open = True
+        self.listening = True  # the client has not closed its side
         loop.selector.register(sock, READ, self)
 
     # -- what a subclass says
@@ -48,6 +54,10 @@ class Connection:
     def gone(self) -> None:
         """The connection has been dropped."""
 
+    def half_closed(self) -> None:
+        """The client has closed its side: tell it the end, and close."""
+        raise NotImplementedError
+
     # -- what they share
 
     def ready(self, events: int) -> None:
@@ -57,8 +67,14 @@ class Connection:
         if events & WRITE:
             if self.send_rest():
                 self.taken()
-        elif self.has_left():
+            return
+        try:
+            left = self.has_left()
+        except OSError:
             self.drop()
+            return
+        if left:
+            self.half_closed()
 
     def send_rest(self) -> bool:
         """Send what is left; whether that was all. A client that is gone is dropped."""
@@ -77,7 +93,16 @@ class Connection:
         """Have the loop report when the socket can be written, as long as there is a rest."""
         if bool(self.rest) != self.writing:
             self.writing = not self.writing
-            self.loop.selector.modify(self.sock, self.while_writing if self.writing else READ, self)
+            self._report()
+
+    def hear_no_more(self) -> None:
+        """Have the loop report no more that the client has closed its side, which it would do for ever."""
+        self.listening = False
+        self._report()
+
+    def _report(self) -> None:
+        events = self.while_writing if self.writing else READ
+        self.loop.selector.modify(self.sock, events if self.listening else WRITE, self)
 
     def unwatch(self) -> None:
         """Have the loop report nothing more."""
@@ -89,15 +114,16 @@ class Connection:
         return bool(self.rest) and now - self.progress >= timeout
 
     def has_left(self) -> bool:
-        """Read and forget what a client sends that has nothing to say; whether that is its farewell, or too much."""
+        """Read and forget what a client sends that has nothing to say; whether it has closed its side, or says too much.
+
+        Raises OSError where the connection is lost.
+        """
         try:
             data = self.sock.recv(65_536)
             self.heard += len(data)
             return not data or self.heard > _HEARD
         except BlockingIOError:
             return False
-        except OSError:
-            return True
 
     def farewell(self, data: bytes) -> None:
         """Say why the connection ends, unless that would be in the middle of something else, and drop it."""
@@ -111,7 +137,7 @@ class Connection:
             self.open = False
             self.rest = b""
             self.unwatch()
-            self.sock.close()
+            hang_up(self.sock)
             self.gone()
 
     def fail(self) -> None:

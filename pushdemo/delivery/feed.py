@@ -30,14 +30,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import Protocol
 
 from pushdemo.delivery import sending
-from pushdemo.delivery.connection import Connection, say_goodbye
-from pushdemo.delivery.loop import WRITE, Loop
+from pushdemo.delivery.connection import Connection
+from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.metrics import Tally
-from pushdemo.delivery.sending import FAILED, Sockets, offer, send
-from pushdemo.delivery.subscription import Cursor, LongPoll, Pace, Subscription, retry_hint
+from pushdemo.delivery.poll import Poll
+from pushdemo.delivery.sending import FAILED, Sockets, offer
+from pushdemo.delivery.subscription import Cursor, Pace, Subscription, retry_hint
+from pushdemo.delivery.tcp import give_up_after, keep_late_here
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import Format
@@ -81,7 +82,7 @@ class Outbox:
 class Feed:
     """A topic in the hub."""
 
-    __slots__ = ("_last", "_over", "groups", "loop", "outbox", "polls", "position", "topic")
+    __slots__ = ("_last", "_over", "groups", "looked_at", "loop", "outbox", "polls", "position", "topic")
 
     def __init__(self, loop: Loop, outbox: Outbox, topic: Topic) -> None:
         self.loop = loop
@@ -89,7 +90,8 @@ class Feed:
         self.topic = topic
         self.position = topic.head
         self.groups: dict[Format, Group] = {}
-        self.polls: dict[Poll, None] = {}  # in the order of their deadlines
+        self.polls: dict[Poll, None] = {}  # that wait, in the order of their deadlines
+        self.looked_at: dict[Poll, None] = {}  # by each sweep: see Poll.sweep
         self._last: Message | None = None  # the last entry that was delivered
         self._over = False  # the streams have been told that the topic has ended
 
@@ -103,7 +105,7 @@ class Feed:
         """Whether it has no clients. Forgets groups that have none."""
         for format in [format for format, group in self.groups.items() if not group.current and not group.behind]:
             del self.groups[format]
-        return not self.groups and not self.polls
+        return not self.groups and not self.polls and not self.looked_at
 
     def group(self, cursor: Cursor, pace: Pace, format: Format) -> Group:
         """The streams that are written the same bytes as the client with this cursor."""
@@ -165,6 +167,8 @@ class Feed:
             if poll.deadline > now:
                 break
             self.loop.guarded(poll.expire, fail=poll.fail)
+        for poll in list(self.looked_at):
+            self.loop.guarded(poll.sweep, now, fail=poll.fail)
 
     def finish(self) -> None:
         """The server stops: everyone is told, and let go. What cannot be sent in time is in the topic's history."""
@@ -173,7 +177,7 @@ class Feed:
         for group in self.groups.values():
             for stream in [*group.current, *group.behind]:
                 self.loop.guarded(stream.finish, group.format, fail=stream.fail)
-        for poll in list(self.polls):
+        for poll in [*self.polls, *self.looked_at]:
             self.loop.guarded(poll.finish, fail=poll.fail)
 
 
@@ -255,7 +259,7 @@ class Group:
 class Stream(Connection):
     """A client that is streamed to, with a group for each of its subscription's cursors, in their order."""
 
-    __slots__ = ("groups", "last", "subscription")
+    __slots__ = ("ending", "groups", "subscription")
 
     def __init__(
         self,
@@ -265,13 +269,15 @@ class Stream(Connection):
         format: Format,
         unsent: bytes,
     ) -> None:
+        give_up_after(sock, subscription.pace.heartbeat, subscription.pace.stall_timeout)
+        keep_late_here(sock)
         super().__init__(feeds[0].loop, sock, subscription.cursors[0].tally, unsent)
         self.subscription = subscription
         self.groups = tuple(
             feed.group(cursor, subscription.pace, format)
             for feed, cursor in zip(feeds, subscription.cursors, strict=True)
         )
-        self.last = False  # nothing follows the rest
+        self.ending: bytes | None = None  # what follows the rest, and then nothing
 
     def start(self) -> None:
         """Send what is still unsent of the response so far, and go on."""
@@ -286,6 +292,19 @@ class Stream(Connection):
     def finish(self, format: Format) -> None:
         """The server stops."""
         self.farewell(format.ending(format.transport.retry(retry_hint())))
+
+    def half_closed(self) -> None:
+        """The client has closed its side: end the stream, after what it is being written."""
+        self.groups[0].feed.outbox.flush()
+        if not self.open:
+            return
+        format = self.groups[0].format
+        if not self.rest:
+            self.finish(format)
+            return
+        if self.ending is None:
+            self.ending = format.ending(format.transport.retry(retry_hint()))
+        self.hear_no_more()
 
     @property
     def ended(self) -> bool:
@@ -305,9 +324,12 @@ class Stream(Connection):
     def advance(self) -> None:
         """Write what the client lacks, until its socket is full or it has everything and is current again."""
         while self.send_rest():
-            if self.last:
-                self.drop()
-                return
+            if self.ending is not None:
+                if not self.ending:
+                    self.drop()
+                    return
+                self.rest, self.ending = self.ending, b""
+                continue
             cursors = self.subscription.cursors
             ended = [group.feed.reach(cursor.position) for group, cursor in zip(self.groups, cursors, strict=True)]
             lacking = [
@@ -318,8 +340,7 @@ class Stream(Connection):
             if lacking:
                 self.rest = self._next_of(lacking)
             elif all(ended):
-                self.rest = self.groups[0].format.ending(self.subscription.end())
-                self.last = True
+                self.ending = self.groups[0].format.ending(self.subscription.end())
             else:
                 self._become_current()
                 return
@@ -370,113 +391,3 @@ class Stream(Connection):
             group.behind.pop(self, None)
         self.groups[0].feed.outbox.discard(self)
         self.subscription.close()
-
-
-class Reply(Protocol):
-    """What a parked long poll becomes in the server's hands."""
-
-    def response(self, body: bytes) -> bytes:
-        """The whole HTTP response with this body."""
-
-    def done(self, rest: bytes) -> None:
-        """The response is written but for `rest`; the connection is the server's again."""
-
-    def gone(self) -> None:
-        """The client has left; the socket is closed."""
-
-
-class Poll(Connection):
-    """A client that waits for the answer to its long poll, until `deadline`.
-
-    What is unsent of the response before this one does not wait for the answer. The client's next request does: it
-    stays in the socket, which the server reads again when it has it back.
-    """
-
-    __slots__ = ("deadline", "feeds", "poll", "reply")
-
-    while_writing = WRITE  # not the next request
-
-    def __init__(self, sock: socket.socket, poll: LongPoll, reply: Reply, feeds: Sequence[Feed], unsent: bytes) -> None:
-        super().__init__(feeds[0].loop, sock, poll.cursors[0].tally, unsent)
-        self.poll = poll
-        self.reply = reply
-        self.feeds = feeds
-        self.deadline = self.progress + poll.pace.longpoll_timeout
-
-    def start(self) -> None:
-        """Wait, unless the answer has come meanwhile."""
-        for feed in self.feeds:
-            feed.polls[self] = None
-        self.send_rest()
-        self.answer()
-
-    def has_left(self) -> bool:
-        """Whether the client has; its next request is not looked at again."""
-        try:
-            left = not self.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        if not left:
-            self.unwatch()  # it would be reported for ever
-        return left
-
-    def answer(self) -> None:
-        """Answer, if there is something to say."""
-        if self.open and (body := self.poll.answer()) is not None:
-            self._reply(body)
-
-    def expire(self) -> None:
-        """Nothing has come in time."""
-        self._reply(self.poll.waiting())
-
-    def finish(self) -> None:
-        """The server stops."""
-        self._let_go()
-        send_off(self.sock, self.rest, self.poll, self.reply)
-
-    def fail(self) -> None:
-        """See Connection; the error may have come when it had been let go of already."""
-        super().fail()
-        self.sock.close()
-        self.poll.close()
-        self.reply.gone()
-
-    def gone(self) -> None:
-        """The connection has been dropped."""
-        self._forget()
-        self.poll.close()
-        self.reply.gone()
-
-    def _reply(self, body: bytes) -> None:
-        """Write the whole response and give the connection back."""
-        self._let_go()
-        self.poll.close()  # first: who has the answer asks again, and needs the place
-        data = b"".join((self.rest, self.reply.response(body)))
-        try:
-            sent = send(self.sock, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.sock.close()
-            self.reply.gone()
-            return
-        self.reply.done(data[sent:])
-
-    def _let_go(self) -> None:
-        self.open = False
-        self.unwatch()
-        self._forget()
-
-    def _forget(self) -> None:
-        for feed in self.feeds:
-            feed.polls.pop(self, None)
-
-
-def send_off(sock: socket.socket, unsent: bytes | memoryview, poll: LongPoll, reply: Reply) -> None:
-    """Answer a long poll because the server stops."""
-    say_goodbye(sock, b"".join((unsent, reply.response(poll.waiting(retry_hint())))))
-    sock.close()
-    poll.close()
-    reply.gone()

@@ -21,10 +21,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from pushdemo.delivery.connection import say_goodbye
-from pushdemo.delivery.feed import Feed, Outbox, Poll, Reply, Stream, send_off
+from pushdemo.delivery.feed import Feed, Outbox, Stream
 from pushdemo.delivery.loop import Loop
+from pushdemo.delivery.poll import Poll, Reply, send_off
 from pushdemo.delivery.pull import Pull, Pulled, Run
 from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint
+from pushdemo.delivery.tcp import hang_up
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import Format, format_of
 from pushdemo.transports.framing import Frame, chunk, whole
@@ -51,11 +53,13 @@ class Hub(Loop):
     def stream(self, sock: socket.socket, subscription: Subscription, *, chunked: bool, unsent: bytes) -> None:
         """Hold an open subscription; `unsent` is what is still to be written of its response so far."""
         format = format_of(subscription.transport, subscription.names, _frame(chunked))
+        if (message := subscription.large_next) is not None:
+            format.encode(message)  # here, in the request's thread: the hub's has other clients to serve
 
         def adopt() -> None:
             if self.stopping:
                 say_goodbye(sock, unsent + _retry(format))
-                sock.close()
+                hang_up(sock)
                 subscription.close()
                 return
             stream = Stream(sock, subscription, self._feeds_of(subscription.topics), format, unsent)
@@ -87,7 +91,7 @@ class Hub(Loop):
         def adopt() -> None:
             if self.stopping:
                 say_goodbye(sock, unsent + _retry(format))
-                sock.close()
+                hang_up(sock)
                 body.close()
                 return
             client = Pull(self, sock, body, format, unsent, run, self._pulls)
@@ -101,7 +105,7 @@ class Hub(Loop):
         def fail() -> None:
             with suppress(KeyError, ValueError):
                 self.selector.unregister(sock)
-            sock.close()
+            hang_up(sock)
             gone()
 
         self.call(lambda: self.guarded(adopt, fail=fail))

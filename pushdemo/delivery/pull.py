@@ -14,6 +14,7 @@ from pushdemo.delivery.connection import Connection
 from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.subscription import Pace, retry_hint
+from pushdemo.delivery.tcp import give_up_after, keep_late_here
 from pushdemo.transports import Format, StreamTransport
 
 Run = Callable[[Callable[[], None]], None]  # has a worker thread call a function, soon
@@ -57,6 +58,8 @@ class Pull(Connection):
         run: Run,
         everyone: set[Pull],
     ) -> None:
+        give_up_after(sock, body.pace.heartbeat, body.pace.stall_timeout)
+        keep_late_here(sock)
         super().__init__(loop, sock, body.tally, unsent)
         self.body = body
         self.format = format
@@ -91,6 +94,16 @@ class Pull(Connection):
         """The server stops."""
         self.farewell(self.format.ending(self.body.transport.retry(retry_hint())))
 
+    def half_closed(self) -> None:
+        """The client has closed its side: end the stream, after what it is being written."""
+        if not self.rest:
+            self.finish()
+            return
+        if not self.last:
+            self.rest = b"".join((self.rest, self.format.ending(self.body.transport.retry(retry_hint()))))
+            self.last = True
+        self.hear_no_more()
+
     def fail(self) -> None:
         """See Connection."""
         self.everyone.discard(self)
@@ -119,6 +132,8 @@ class Pull(Connection):
         self.busy = False
         if not self.open:
             self.run(self.body.close)
+            return
+        if self.last:  # the client has closed its side meanwhile
             return
         self.last = data is None
         self._send(self.format.ending() if data is None else self.format.frame(data))

@@ -18,7 +18,9 @@ from pushdemo.topics.topic import EARLIEST, Topic
 from pushdemo.transports import Names, StreamTransport, format_of, longpoll
 from pushdemo.transports.longpoll import State
 
+LARGE = 32_768  # bytes: a larger body is sent from the object that all its clients share, not copied for one
 _FIRST = 32_768  # bytes of history that the first write brings at most; the rest follows as the client reads
+_PIECE = 262_144  # bytes of messages in the answer to a long poll, after which its client asks again
 
 _RETRY = 2_000  # milliseconds over which the clients of a server that goes are spread
 
@@ -257,12 +259,19 @@ class Subscription(_Client):
         format = format_of(self.transport, self.names)
         parts += [format.encode(message) for message in backlog]
         size = 0
-        while size < _FIRST and (data := self.next()) is not None:
+        while size < _FIRST and not self.large_next and (data := self.next()) is not None:
             parts.append(data)
             size += len(data)
         messages = sum(entry.kind == "message" for entry in backlog)
         self.cursors[0].tally.wrote(sum(map(len, parts)) - size, messages=messages)
         return b"".join(parts)
+
+    @property
+    def large_next(self) -> Message | None:
+        """The next entry, if it is large."""
+        cursor = self._next_cursor()
+        message, _ = cursor.topic.following(cursor.position)
+        return message if message and len(message.body) > LARGE else None
 
     def next(self) -> bytes | None:
         """The bytes of the next entry, or None when the client has them all. A client too far behind gets a reset."""
@@ -304,7 +313,7 @@ class Subscription(_Client):
 class LongPoll(_Client):
     """A long poll: `open` may answer it at once; else `join`, and `answer` when a topic has changed."""
 
-    __slots__ = ()
+    __slots__ = ("_kept",)
 
     def __init__(
         self,
@@ -314,29 +323,37 @@ class LongPoll(_Client):
         release: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(topics, longpoll.name, pace, last_event_id, release)
+        self._kept: bytes | None = None
 
     def open(self) -> bytes | None:
         """The answer, if there is one already."""
         backlog = self._begin()
         return self._bring([(self.cursors[0], entry) for entry in backlog]) if backlog else self.answer()
 
+    def keep(self, answer: bytes) -> None:
+        """Have whoever asks next get this answer, which `open` has given, whatever they ask."""
+        self._kept = answer
+
     def answer(self) -> bytes | None:
-        """The answer with all that has come, or None where there is nothing to say yet."""
-        start, taken = self.cursors[0].position, list[tuple[Cursor, Message]]()
-        while True:
+        """The answer with what has come, or the first piece of it; None where there is nothing to say yet."""
+        if self._kept is not None:
+            return self._kept
+        start, size, taken = self.cursors[0].position, 0, list[tuple[Cursor, Message]]()
+        while size < _PIECE:
             cursor = self._next_cursor()
             message, gap = cursor.take()
             if message is None:
                 break
             self._reset = self._reset or gap
             taken.append((cursor, message))
+            size += len(message.body)
         if taken:
             return self._bring(taken, start)
         return self._say("done") if self.over else None
 
     def waiting(self, retry: int | None = None) -> bytes:
         """The answer when nothing came in time, or (with `retry`, milliseconds) when the server goes."""
-        return self._say("waiting", retry)
+        return self._kept or self._say("waiting", retry)
 
     def wait(self) -> bytes:
         """The answer, waited for in this thread."""

@@ -103,10 +103,10 @@ def add_topic(
     `source` makes its messages: a function, called every `interval` seconds (the ini's `pushdemo.interval` where it is
     left out), or a generator function, asked for its next value as often; with `interval` 0 it sets its own pace. It is
     called with the pattern's values, as text, by keyword. Without a source the topic is only published to. `history` is
-    the number of messages kept (`pushdemo.history`), `history_bytes` the size of their bodies. A topic of a pattern is
-    forgotten `lifetime` seconds (`pushdemo.topics.lifetime`) after it last had a client or a message; one with a name
-    of its own only where `lifetime` is given. Where nodes share topics at a Redis, one that is not `shared` is each
-    node's own, such as its own figures.
+    the number of messages kept (`pushdemo.history`), `history_bytes` bounds their bodies (`pushdemo.history_bytes`). A
+    topic of a pattern is forgotten `lifetime` seconds (`pushdemo.topics.lifetime`) after it last had a client or a
+    message; one with a name of its own only where `lifetime` is given. Where nodes share topics at a Redis, one that is
+    not `shared` is each node's own, such as its own figures.
 
     Raises ValueError or TypeError for what will not do. Two topics of one name, or of patterns that differ in their
     placeholders' names alone, are a ConfigurationConflictError.
@@ -122,6 +122,8 @@ def add_topic(
         lifetime = settings.topics_lifetime if pattern.placeholders else FOREVER
     if history is None:
         history = settings.history
+    if history_bytes is None:
+        history_bytes = settings.history_bytes
     for option, number in (("history", history), ("history_bytes", history_bytes), ("lifetime", lifetime)):
         if number is not None and not number > 0:
             raise ValueError(f"topic {name}: {option} = {number}: must be above 0")

@@ -19,7 +19,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.web import itemstream
-from pushdemo.web.push import RETRY_AFTER, cross_origin, last_event_id_of
+from pushdemo.web.push import cross_origin, last_event_id_of, seconds_to_wait
 from pushdemo.web.session import Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
 from pushdemo.web.steps import ViewSteps, step
@@ -180,7 +180,7 @@ def _with_turn(request: Request, get: Callable[[], Response]) -> Response:
             return get()
         finally:
             turn.give()
-    refused = Refused(503, "all threads that generators may have are taken", retry_after=RETRY_AFTER)
+    refused = Refused(503, "all threads that generators may have are taken", retry_after=seconds_to_wait())
     if turn.late:
         raise refused
     response = _refusal(request, refused)

@@ -6,6 +6,7 @@ which is free again before the stream begins, where the server offers `pushdemo.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.delivery.metrics import Counters
-from pushdemo.delivery.subscription import LongPoll, Pace, Subscription, beginning
+from pushdemo.delivery.subscription import LARGE, LongPoll, Pace, Subscription, beginning
 from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
 from pushdemo.topics.pattern import Reference, TopicValueError
 from pushdemo.topics.topic import EARLIEST, Topic
@@ -30,7 +31,8 @@ from pushdemo.web.places import Places
 from pushdemo.web.settings import Settings
 
 ALLOWED = "GET, HEAD, OPTIONS"
-RETRY_AFTER = 5  # seconds, where there is no place, or no Redis: long enough for some client to have left
+RETRY_AFTER = 5  # seconds, where Redis cannot be reached
+_RETRY_AFTER = 5, 15  # seconds, where there is no place: until some client has left, and not all at the same moment
 
 _LAST_EVENT_ID = re.compile("last[_-]?event[_-]?id", re.IGNORECASE)
 
@@ -149,7 +151,7 @@ def _open(catalog: Catalog, references: Sequence[Reference], *, joined: bool) ->
     try:
         topics = [catalog.open_for_client(reference) for reference in references]
     except (TopicLimitError, SourceLimitError) as error:
-        raise HTTPServiceUnavailable(str(error), headers={"Retry-After": str(RETRY_AFTER)}) from None
+        raise HTTPServiceUnavailable(str(error), headers=retry_later()) from None
     return [catalog.merged(topics)] if joined else topics
 
 
@@ -161,7 +163,9 @@ def stream(request: Request, body: Any, headers: Sequence[tuple[str, str]]) -> R
 
 def _long_poll(request: Request, poll: LongPoll, headers: list[tuple[str, str]]) -> Response:
     body = poll.open()
-    if body is None and "pushdemo.park" in request.environ:
+    if "pushdemo.park" in request.environ and (body is None or len(body) > LARGE):
+        if body is not None:
+            poll.keep(body)
         return stream(request, poll, headers)
     try:
         return Response(body=poll.wait() if body is None else body, headerlist=headers)
@@ -267,4 +271,14 @@ def admit(request: Request) -> Callable[[], None]:
             f"all {places.limit} threads that may hold a client are taken (pushdemo.max_threads); under the server "
             "egg:pushdemo a client holds none"
         )
-    raise HTTPServiceUnavailable(reason, headers={"Retry-After": str(RETRY_AFTER)})
+    raise HTTPServiceUnavailable(reason, headers=retry_later())
+
+
+def retry_later() -> dict[str, str]:
+    """Return the header that tells a refused client when to come back."""
+    return {"Retry-After": str(seconds_to_wait())}
+
+
+def seconds_to_wait() -> int:
+    """After how many seconds a refused client should come back: each after others."""
+    return random.randint(*_RETRY_AFTER)

@@ -99,6 +99,12 @@ class Settings:
 
     interval: float = option("interval", SECONDS_ABOVE_0, 5.0, "seconds from one message of a topic to the next")
     history: int = option("history", COUNT, 100, "messages that a topic keeps for those who fall behind or come back")
+    history_bytes: int = option(
+        "history_bytes",
+        COUNT,
+        16_777_216,
+        "bytes of messages that a topic keeps at most; it always keeps the newest one",
+    )
     heartbeat: float = option(
         "heartbeat", SECONDS_ABOVE_0, 15.0, "seconds without a byte written, before a stream's heartbeat"
     )

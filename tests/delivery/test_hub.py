@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import select
 import socket
 import struct
 import threading
@@ -54,8 +55,8 @@ class Reply:
         self.left = False
         self.over = threading.Event()
 
-    def response(self, body: bytes) -> bytes:
-        return b"<%b>" % body
+    def head(self, size: int) -> bytes:
+        return b"<%d>" % size
 
     def done(self, rest: bytes) -> None:
         self.rest = rest
@@ -549,7 +550,7 @@ def test_a_message_right_before_the_end_is_lost_on_nobody(harness: Harness, look
     for client in (*streams, theirs):
         assert contents(rest(client))[-2:] == ["last", "<done>"]
     for client in (*polls, theirs_too):
-        assert '"state": "ready"' in read(client, ">")
+        assert '"state": "ready"' in read(client, "}")
     harness.settle()
     assert topic.clients == 0
 
@@ -707,7 +708,7 @@ def test_one_message_answers_every_poll(harness: Harness) -> None:
     harness.settle()
     topic.publish("a")
     for client, reply in polls:
-        assert '"state": "ready"' in (answer := read(client, ">"))
+        assert '"state": "ready"' in (answer := read(client, "}"))
         assert '"content": "a"' in answer
         assert reply.over.wait(PATIENCE)
         assert reply.rest == b""
@@ -722,21 +723,49 @@ def test_a_poll_whose_time_is_over_is_answered(harness: Harness) -> None:
     harness.pass_time(PACE.longpoll_timeout - 1)
     assert not reply.over.is_set()
     harness.pass_time(1)
-    assert '"state": "waiting"' in read(client, ">")
+    assert '"state": "waiting"' in read(client, "}")
     assert harness.released == ["poll"]
 
 
-def test_a_poll_whose_client_leaves_is_forgotten(harness: Harness) -> None:
+@pytest.mark.parametrize("leave", [socket.socket.close, lambda sock: sock.shutdown(socket.SHUT_WR)])
+def test_a_poll_whose_client_closes_its_side_is_answered_and_given_back(
+    harness: Harness, leave: Callable[[socket.socket], None]
+) -> None:
     topic = news()
     client, reply = harness.poll(topic)
     harness.settle()
-    client.close()
+    leave(client)
     assert reply.over.wait(1.0)
-    assert reply.left
+    assert (reply.rest, reply.left) == (b"", False)
     assert harness.released == ["poll"]
+    if client.fileno() >= 0:
+        assert '"state": "waiting"' in read(client, "}")
     topic.publish("a")
     harness.settle()
     assert harness.released == ["poll"]
+
+
+def test_a_poll_whose_client_resets_is_forgotten(harness: Harness) -> None:
+    topic = news()
+    client, reply = harness.poll(topic)
+    harness.settle()
+    reset(client)
+    assert reply.over.wait(1.0)
+    assert reply.left
+    assert harness.released == ["poll"]
+
+
+def test_a_client_that_closes_its_side_behind_its_next_request_is_noticed(harness: Harness) -> None:
+    topic = news()
+    client, reply = harness.poll(topic)
+    client.sendall(b"GET /next HTTP/1.1\r\n\r\n")
+    harness.settle()
+    harness.settle()
+    client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: harness.pass_time(1) or reply.over.is_set())
+    assert '"state": "waiting"' in read(client, "}")
+    assert not reply.left
+    assert reply.rest == b""
 
 
 def test_the_next_request_stays_in_the_socket_of_a_poll(harness: Harness) -> None:
@@ -750,7 +779,7 @@ def test_the_next_request_stays_in_the_socket_of_a_poll(harness: Harness) -> Non
     harness.settle()
     harness.settle()
     topic.publish("a")
-    assert '"content": "a"' in read(theirs, ">")
+    assert '"content": "a"' in read(theirs, "}")
     assert reply.over.wait(PATIENCE)
     assert ours.recv(100) == b"GET /next HTTP/1.1\r\n\r\n"
 
@@ -763,15 +792,60 @@ def test_what_a_full_socket_does_not_take_of_an_answer_goes_back_with_the_connec
     assert poll.open() is None
     harness.hub.poll(ours, poll, reply, unsent=b"")
     harness.settle()
-    topic.publish("x" * 1_000_000)
+    topic.publish("x" * 30_000)
     assert reply.over.wait(PATIENCE)
     assert reply.rest
     ours.setblocking(True)
     sender = threading.Thread(target=ours.sendall, args=(reply.rest,))
     sender.start()
-    answer = read(theirs, ">")
+    answer = read(theirs, "}")
     sender.join()
-    assert "x" * 1_000_000 in answer
+    assert "x" * 30_000 in answer
+
+
+def parked(harness: Harness, topic: Topic) -> tuple[socket.socket, socket.socket, Reply]:
+    """A long poll that waits: both ends of its connection, with small buffers, and what becomes of it."""
+    ours, theirs = harness.pair(buffer=SMALL)
+    harness.ends.append(ours)
+    poll, reply = LongPoll(topic, PACE, "", lambda: harness.released.append("poll")), Reply()
+    assert poll.open() is None
+    harness.hub.poll(ours, poll, reply, unsent=b"")
+    harness.settle()
+    return ours, theirs, reply
+
+
+def test_a_large_answer_is_sent_by_the_hub_and_its_place_is_free_at_once(harness: Harness) -> None:
+    topic = news()
+    ours, theirs, reply = parked(harness, topic)
+    topic.publish("x" * 1_000_000)
+    wait_until(lambda: harness.released == ["poll"])
+    harness.settle()
+    assert not reply.over.is_set()
+    topic.publish("y")
+    assert "x" * 1_000_000 in read(theirs, "}")
+    assert reply.over.wait(PATIENCE)
+    assert reply.rest == b""
+    theirs.sendall(b"GET /next")
+    assert ours.recv(100) if select.select([ours], [], [], PATIENCE)[0] else b"" == b"GET /next"
+    assert_idle(harness)
+
+
+def test_a_client_that_does_not_read_its_large_answer_is_closed(harness: Harness) -> None:
+    topic = news()
+    _, _, reply = parked(harness, topic)
+    topic.publish("x" * 1_000_000)
+    wait_until(lambda: harness.pass_time(PACE.stall_timeout) or reply.over.is_set())
+    assert reply.left
+    assert_idle(harness)
+
+
+def test_a_stop_in_the_midst_of_a_large_answer_closes_its_connection(harness: Harness) -> None:
+    topic = news()
+    _, _, reply = parked(harness, topic)
+    topic.publish("x" * 1_000_000)
+    wait_until(lambda: harness.released == ["poll"])
+    harness.hub.stop()
+    assert reply.left
 
 
 def test_a_poll_whose_client_resets_before_it_has_the_response_before_is_forgotten(harness: Harness) -> None:
@@ -838,7 +912,7 @@ def test_the_response_before_a_poll_does_not_wait_for_its_answer(harness: Harnes
     theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
     assert read(theirs, ">") == "x" * 1_000_000 + ">"
     topic.publish("a")
-    assert '"content": "a"' in read(theirs, ">")
+    assert '"content": "a"' in read(theirs, "}")
     assert reply.over.wait(PATIENCE)
 
 
@@ -859,7 +933,7 @@ def test_what_a_full_socket_does_not_take_of_the_response_before_a_poll_comes_be
     ours.setblocking(True)
     sender = threading.Thread(target=ours.sendall, args=(reply.rest,))
     sender.start()
-    before, _, answer = read(theirs, "}>").partition(">")
+    before, _, answer = read(theirs, "}").partition(">")
     sender.join()
     assert before == "x" * 1_000_000
     assert '"content": "a"' in answer
@@ -882,7 +956,7 @@ def test_a_poll_that_is_let_go_as_the_first_message_comes_asks_for_it_the_next_t
     client, _ = harness.poll(topic)
     topic.armed = True
     harness.pass_time(PACE.longpoll_timeout + 1)
-    answer = read(client, ">")
+    answer = read(client, "}")
     assert '"state": "waiting"' in answer
     assert f'"last_event_id": "{topic.epoch}-0"' in answer
 
@@ -906,7 +980,7 @@ def test_a_poll_that_is_let_go_as_messages_pass_it_by_is_told_the_next_time(harn
     client, _ = harness.poll(topic, last_event_id=last)
     topic.armed = True
     harness.pass_time(PACE.longpoll_timeout + 1)
-    answer = json.loads(read(client, ">")[1:-1])
+    answer = json.loads(read(client, "}").partition(">")[2])
     assert answer["state"] == "waiting"
     body = LongPoll(topic, PACE, answer["last_event_id"]).open()
     assert body

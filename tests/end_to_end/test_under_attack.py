@@ -123,7 +123,8 @@ def test_a_poll_for_which_no_turn_comes_in_time_is_refused() -> None:
             began = time.monotonic()
             status, headers, body = client.get("/steps?key=2").response()
             assert 0.3 <= time.monotonic() - began < 3.0
-            assert (status, headers["retry-after"]) == (503, "5")
+            assert status == 503
+            assert 5 <= int(headers["retry-after"]) <= 15
             assert json.loads(body)["reason"] == "all threads that generators may have are taken"
             assert client.get("/page").response()[2] == b"the page"
         assert site.registry["pushdemo.clients"].counters.refusals() == {("generator", 503): 1}

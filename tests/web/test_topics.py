@@ -226,7 +226,8 @@ def test_a_refused_client_gives_its_place_back() -> None:
             assert first.get("/orders?user=ann&transport=sse").head()[0] == 200
             with Client(port_of(server)) as second:
                 status, headers, body = second.get("/orders?user=bob&transport=sse").response()
-            assert (status, headers["retry-after"]) == (503, "5")
+            assert status == 503
+            assert 5 <= int(headers["retry-after"]) <= 15
             assert b"pushdemo.topics.limit" in body
             assert places.taken == 1
 
