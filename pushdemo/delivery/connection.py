@@ -114,7 +114,7 @@ class Connection:
         return bool(self.rest) and now - self.progress >= timeout
 
     def has_left(self) -> bool:
-        """Read and forget what a client sends that has nothing to say; whether it has closed its side, or says too much.
+        """Read and forget what a client sends; whether it has closed its side, or sends too much.
 
         Raises OSError where the connection is lost.
         """

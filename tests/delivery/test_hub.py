@@ -443,7 +443,7 @@ def test_a_burst_of_messages_wakes_the_hub_once(harness: Harness) -> None:
 def test_what_a_client_sends_on_its_stream_is_passed_over(harness: Harness) -> None:
     topic = news()
     client = harness.stream(topic)
-    client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10_000)
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
     topic.publish("a")
     assert contents(read(client, line("a"))) == ["<heartbeat>", "a"]
 
