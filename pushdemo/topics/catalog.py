@@ -153,6 +153,8 @@ class Catalog(Mapping[str, Topic]):
         """
         if isinstance(pattern, str):
             return self.pattern(pattern).refer(values or {})
+        if not isinstance(pattern, Reference):
+            raise TypeError(f"a topic is a name, a pattern or a reference, not {pattern!r:.100}")
         self._declaration(pattern.pattern)
         if values:
             raise TypeError(f"{pattern.pattern} has its values already, and takes no more: {', '.join(values)}")

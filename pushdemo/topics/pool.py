@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ log = logging.getLogger("pushdemo")
 SLOW = 5.0  # seconds after which a call is no more counted among the pool's
 _IDLE = 10.0  # seconds that a worker waits for the next call before it ends
 _AGAIN = 0.5  # seconds before a thread is asked for again that the system did not have
+_QUIET = 10.0  # seconds between two tracebacks of the sources of one pattern: a client may open many that fail
 _SOON = 0.005  # seconds that calls wait for the workers that there are, before there is one more
 _TOGETHER = 0.002  # seconds that the scheduler sleeps at least: what is due meanwhile begins with one turn
 
@@ -77,6 +79,7 @@ class SourcePool:
         self._idle = 0
         self._begun: dict[int, float] = {}  # when each call that counts began, in that order; by its thread
         self._lacking = False  # the system had no thread for the last one that was wanted
+        self._logged: dict[str, float] = {}  # when a failure was last logged, by pattern
         self._apart = 0  # threads that do not count: slow calls, and sources that pace themselves
 
     @property
@@ -89,6 +92,15 @@ class SourcePool:
         """How many calls are due or have begun; those that have become slow are not among them."""
         with self._lock:
             return len(self._ready) + len(self._begun)
+
+    def may_log(self, pattern: str, name: str) -> bool:
+        """Whether the failure of a source may be logged: of all topics of one pattern, one in a while."""
+        with self._lock:
+            now = self.clock()
+            if pattern != name and now < self._logged.get(pattern, -math.inf) + _QUIET:
+                return False
+            self._logged[pattern] = now
+            return True
 
     def call_at(self, due: float, function: Callable[[], None]) -> Call:
         """Call `function` once, in a worker, when it is due."""

@@ -278,7 +278,10 @@ class Producer:
         with self.topic.lock:
             self.due = self.topic.clock() + pause
         if self._failures == 1:
-            log.error("the source of topic %s failed; next try in %.3g s", self.topic.name, pause, exc_info=error)
+            if self.pool.may_log(self.topic.pattern, self.topic.name):
+                log.error(
+                    "the source of topic %.100s failed; next try in %.3g s", self.topic.name, pause, exc_info=error
+                )
             self._tell_failing()
 
     # -- what becomes of what the source does; a producer that shares its topic with others asks first

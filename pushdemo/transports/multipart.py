@@ -37,7 +37,7 @@ def preamble(retry: int) -> bytes:
 
 
 def encode(message: Message, names: Names = "") -> bytes:
-    """Headers, blank line, body, and the boundary line behind it; `X-Message-Id` bears the id, `X-Topic` the name."""
+    """Headers, blank line, body, and the boundary line after it; `X-Message-Id` bears the id, `X-Topic` the name."""
     topic = f"X-Topic: {message.topic}\r\n" if names else ""
     head = (
         f"Content-Type: {_with_charset(message.content_type)}\r\nContent-Length: {len(message.body)}\r\n"
@@ -54,7 +54,7 @@ def _with_charset(content_type: str) -> str:
 
 
 def notice(kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
-    """A header line of the part to come, behind one with the id where there is one; for "end" the closing boundary.
+    """A header line of the part to come, after one with the id where there is one; for "end" the closing boundary.
 
     The part before it, which is empty, bears the type: Chromium reads the last picture by it.
     """

@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -220,20 +220,18 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
     known = _server_is_another()
     if known:
         _warn_of_threads(registry)
-    unknown = [True]  # any thread empties it; of several at once, `pop` lets one succeed
+    first = threading.Lock()  # the first request acquires it, for good
     drain = registry["pushdemo.settings"].drain
     caches: Caches = registry["pushdemo.caches"]
     caches.serve()
     active = caches.active
 
     def with_caches(request: Request) -> Response:
-        if unknown:
-            with suppress(IndexError):
-                unknown.pop()
-                if "pushdemo.park" not in request.environ and not known:
-                    _warn_of_threads(registry)
-                if end := request.environ.get("pushdemo.end"):
-                    end.drain = drain
+        if not first.locked() and first.acquire(blocking=False):
+            if "pushdemo.park" not in request.environ and not known:
+                _warn_of_threads(registry)
+            if end := request.environ.get("pushdemo.end"):
+                end.drain = drain
         with active():
             return handler(request)
 

@@ -801,3 +801,28 @@ def test_a_client_that_comes_while_the_source_is_slow_waits_for_it_and_no_second
     assert entries(topic, 1) == ["value"]
     assert runs == [1]
     close([topic])
+
+
+def test_of_one_pattern_one_failure_is_logged_in_a_while(time: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """A client may open many topics whose source fails: each client is told, the log once."""
+
+    def fail() -> str:
+        raise OSError("broken")
+
+    def client(name: str, pattern: str) -> Topic:
+        topic = Topic(name, pattern=pattern, clock=time.topic.clock)
+        topic.producer = Producer(topic, fail, INTERVAL, pool=time.pool)
+        topic.join()
+        assert entries(topic, 1) == ["(failing)"]
+        topic.close()
+        return topic
+
+    for number in range(20):
+        client(f"{NAME}.~{number}", f"{NAME}.{{x}}")
+    assert len(caplog.messages) == 1
+    client(f"other.~{'x' * 500}", "other.{x}")
+    assert len(caplog.messages) == 2, "another pattern's"
+    assert len(caplog.messages[1]) < 200, "a long value is shortened"
+    time.now += 10
+    client(f"{NAME}.~1", f"{NAME}.{{x}}")
+    assert len(caplog.messages) == 3
