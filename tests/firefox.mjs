@@ -23,6 +23,13 @@ async function messages(page, count) {
   return page.$$eval("#container > li", (items) => items.map((item) => item.textContent.match(/#(\d+)/)?.[1]));
 }
 
+/** How many connections the server has for the front page's messages. */
+async function connections() {
+  const response = await fetch(`${site}/status`, { headers: { Accept: "application/json" } });
+  const { topics } = await response.json();
+  return topics.find(({ topic }) => topic === "server").clients;
+}
+
 /** How many different pictures are to be seen within 30 s, of `wanted`: of what is on the screen, not of the element. */
 async function pictures(page, wanted) {
   const image = await page.waitForSelector("#chart");
@@ -39,7 +46,11 @@ try {
   const tabs = [await open("/"), await open("/")];
   await messages(tabs[0], 2);
   const seen = { tabs: await Promise.all(tabs.map((tab) => messages(tab, 5))) };
-  await Promise.all(tabs.map((tab) => tab.close()));
+  seen.connections = await connections();
+  await tabs[0].close(); // the one that has the connection
+  const count = (await messages(tabs[1], 1)).length;
+  seen.afterwards = await messages(tabs[1], count + 3);
+  await tabs[1].close();
   seen.pictures = await pictures(await open("/load"), 3);
   console.log(JSON.stringify({ ...seen, complaints }));
 } finally {

@@ -49,6 +49,13 @@ export class Cursor {
     return isAt(this.ids.get(topic ?? ""), ownId(id, topic));
   }
 
+  /** Whether messages of its topic lie between this position and the message. */
+  skips({ id, topic }) {
+    const [epoch, number] = split(this.ids.get(topic ?? "") ?? "");
+    const [itsEpoch, itsNumber] = split(ownId(id, topic));
+    return epoch === itsEpoch && itsNumber > number + 1;
+  }
+
   /** Whether this is at `other` or after it, in each of its topics. */
   reaches(other) {
     return [...other.ids].every(([name, id]) => isAt(this.ids.get(name), id));

@@ -47,6 +47,7 @@ export class Tabs {
     this.recent = []; // the last messages
     this.newest = new Map(); // of each topic
     this.base = new Cursor(ids); // the position before `recent`
+    this.origin = ""; // what the leader began with, "earliest" say, while `recent` has all since
   }
 
   /** Follows the tab that leads, until this tab leads, or until something else ends it: then returns a Stop. */
@@ -54,12 +55,11 @@ export class Tabs {
     const { subscription } = this;
     if (this.leading) return undefined;
     this.events = [];
-    this.joined = false;
     this.following = true;
     subscription.tell("connecting");
     this.interruptible();
     this.enter();
-    this.hello();
+    this.rejoin();
     while (!this.leading) {
       if (!this.events.length) await new Promise((wake) => (this.wake = wake));
       const stop = this.leading ? undefined : await this.take(this.events.shift());
@@ -162,7 +162,10 @@ export class Tabs {
     if (this.announced) return;
     this.announced = true;
     const { cursor } = this.subscription;
-    if (!this.recent.length) this.base = new Cursor(cursor.isNumbered() ? cursor.toString() : "");
+    if (!this.recent.length) {
+      this.base = new Cursor(cursor.isNumbered() ? cursor.toString() : "");
+      this.origin = cursor.toString();
+    }
     this.post({ announce: true });
   }
 
@@ -180,6 +183,7 @@ export class Tabs {
     if (this.recent.length > KEPT) {
       const oldest = this.recent.shift();
       this.base.set(oldest.id, oldest.topic);
+      this.origin = "";
     }
     this.relay({ message });
   }
@@ -194,6 +198,11 @@ export class Tabs {
     this.post({ hello: this.id, ids: this.subscription.cursor.toString() });
   }
 
+  rejoin() {
+    this.joined = false;
+    this.hello();
+  }
+
   welcome({ hello, ids }) {
     const { cursor, told } = this.subscription;
     this.post({ welcome: hello, messages: this.messagesAfter(ids), ids: cursor.toString(), told });
@@ -203,6 +212,7 @@ export class Tabs {
   messagesAfter(ids) {
     const asked = new Cursor(ids);
     if (ids === "latest") return [];
+    if (ids && ids === this.origin) return this.recent;
     if (ids !== "") {
       const reaches = this.base.isNumbered() && asked.reaches(this.base);
       return reaches ? this.recent.filter((message) => !asked.passed(message)) : undefined;
@@ -217,12 +227,13 @@ export class Tabs {
     const { subscription } = this;
     if (event.stop) return event.stop;
     if (event.announce) {
-      this.joined = false;
-      this.hello();
+      this.rejoin();
     } else if (event.welcome === this.id && !this.joined) {
       return this.join(event);
     } else if (!this.joined) {
       return undefined;
+    } else if (event.message && subscription.cursor.skips(event.message)) {
+      this.rejoin(); // the leader began after what this tab has
     } else if (event.message) {
       this.hear([event.message]);
     } else if (event.told) {
@@ -261,10 +272,10 @@ export class Tabs {
     const connection = new Connection(subscription);
     subscription.interrupt = (stop = new Stop("again")) => connection.stop(stop);
     const before = this.newest; // another map after a reset: then there is nothing to reach
+    const isBehind = () => this.newest === before && position.isNumbered() && !subscription.cursor.reaches(position);
     let there = false;
     const stop = await connection.run(async () => {
-      do await poll(connection);
-      while (this.newest === before && !subscription.cursor.reaches(position));
+      while ((await poll(connection)).messages && isBehind());
       there = true;
     });
     this.interruptible();

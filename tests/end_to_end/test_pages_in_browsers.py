@@ -223,6 +223,12 @@ def test_firefox_shows_the_messages_in_two_tabs_at_once(firefox: dict[str, Any])
     assert len(set(first) & set(second)) >= 2, "both have seen the same messages, while both were open"
 
 
+def test_tabs_of_firefox_share_a_connection_and_the_one_that_is_left_goes_on(firefox: dict[str, Any]) -> None:
+    assert firefox["connections"] == 1
+    numbers = list(map(int, firefox["afterwards"]))
+    assert numbers == list(range(numbers[0], numbers[-1] - 1, -1)), "no gap and no repeat"
+
+
 def test_firefox_shows_the_picture_move(firefox: dict[str, Any]) -> None:
     assert firefox["pictures"] >= 3
 

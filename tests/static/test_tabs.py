@@ -245,6 +245,44 @@ def test_a_tab_joins_where_it_wants_without_a_request(
     assert (topic.most, topic.polls) == (1, 0)
 
 
+def test_tabs_that_begin_with_a_topic_that_has_nothing_wait_on_one_connection(
+    open_tab: Callable[[], Tab], topic: Topic, url: str
+) -> None:
+    watches = [open_tab().subscribe(url, acrossTabs="ann", lastEventId="earliest") for _ in range(2)]
+    for watch in watches:
+        watch.state("live")
+    topic.publish(2)
+    for watch in watches:
+        watch.until(has(2))
+        assert numbers(watch) == [1, 2]
+    assert (topic.streams, topic.polls) == (1, 0)
+
+
+def test_what_came_between_a_tabs_beginning_and_the_leaders_is_not_missed(
+    open_tab: Callable[[], Tab], topic: Topic, wire: Wire, url: str
+) -> None:
+    """The leader begins with the newest message; a tab that wants all has asked before that came."""
+    held, asked = threading.Event(), threading.Event()
+
+    def late(exchange: Exchange) -> None:
+        if exchange.headers["Accept"] == FORM.accept and not asked.is_set():
+            asked.set()
+            assert held.wait(BOUND)
+        topic.serve(exchange)
+
+    url = wire.on("/between", late)
+    topic.publish(2)
+    leader = open_tab().subscribe(url, acrossTabs="ann")
+    assert asked.wait(BOUND)
+    late_tab = open_tab().subscribe(url, acrossTabs="ann", lastEventId="earliest").until(has(2))
+    topic.publish(5)
+    held.set()
+    leader.until(has(7))
+    late_tab.until(has(7))
+    assert numbers(late_tab) == list(range(1, 8))
+    assert numbers(leader) == [7]
+
+
 def test_each_tab_is_told_of_a_reset_and_loads_its_own_state(
     open_tab: Callable[[], Tab], topic: Topic, url: str
 ) -> None:
