@@ -39,8 +39,9 @@ def call_in_child(function: Callable[[], None]) -> None:
 
 
 def _call_all() -> None:
-    for _, (reference, method) in sorted(_calls.items()):
-        target = reference()
+    for number in list(_calls):  # not items(): making pairs may run the collector, and that `forget`
+        reference, method = _calls.get(number, (None, None))
+        target = reference and reference()
         if target is not None:
             try:
                 method(target) if method else target()

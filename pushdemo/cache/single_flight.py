@@ -284,10 +284,10 @@ class FunctionCache:
         """Delete the entries of objects that are gone."""
         if self._deaths:
             self._deaths = False
-            for key, entry in list(self.near.items()):
-                if is_dead(key):
-                    self._store.delete(key)
-                    self._wasted += not entry.used
+            for key in filter(is_dead, list(self.near)):
+                entry = self.near.get(key)
+                self._wasted += entry is not None and not entry.used
+                self._store.delete(key)
             if self._wasted > _WASTED and not self.hits and not self._told:
                 self._told = True
                 log.warning(

@@ -161,8 +161,9 @@ class CachetoolsStore:
         with self._changing:
             if not self._whole:
                 self._bounded = _Bounded(self._maxsize, self._timer, self.near)
-                for key, entry in list(self.near.items()):
-                    self._bounded[key] = entry
+                for key in list(self.near):
+                    if (entry := self.near.get(key)) is not None:
+                        self._bounded[key] = entry
             self._whole = False
             found = change(self._bounded)
             self._whole = True
