@@ -76,7 +76,10 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["pushdemo-check = pushdemo.check:main"],
+        "console_scripts": [
+            "pushdemo-check = pushdemo.check:main",
+            "pushdemo-publish = pushdemo.publisher:main",
+        ],
         "paste.app_factory": ["main = pushdemo.demo:main"],
         "paste.server_runner": ["main = pushdemo.server:main"],
     },

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pushdemo.cache.memorize import memorize
 from pushdemo.cache.single_flight import RecursiveCallError
+from pushdemo.publisher import publisher
 from pushdemo.topics.catalog import TopicLimitError
 from pushdemo.topics.message import Message
 from pushdemo.topics.pattern import TopicValueError, topic
@@ -25,5 +26,6 @@ __all__ = [
     "includeme",
     "json_yield",
     "memorize",
+    "publisher",
     "topic",
 ]

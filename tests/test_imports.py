@@ -41,7 +41,8 @@ RULES = {
     "server": Rule({"bursts", "delivery", "loop", "workers", "offer", "parking"}, {"waitress"}),
     "check": Rule(set()),
     "operations": Rule({"web"}),
-    "": Rule({"topics", "cache", "web"}),
+    "publisher": Rule({"topics", "redis", "web"}),
+    "": Rule({"topics", "cache", "web", "publisher"}),
     "demo": Rule({"topics", "cache", "web"}, {"pyramid", "psutil", "pygal", "prometheus_client"}),
 }
 

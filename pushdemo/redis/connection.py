@@ -83,6 +83,7 @@ class Link:
         self._trouble = self._refusal = self._full = ""
         self._known = False  # whether anything has been heard of it, good or bad
         self._quiet_until: dict[str, float] = {}  # by the kind of error
+        self._scripts: dict[tuple[str, bool, bool], Script] = {}  # made once, for thousands of topics; any thread
         self._errors: Counter[str] = Counter()
 
     def _begin_in_child(self) -> None:
@@ -131,7 +132,10 @@ class Link:
         One that `writes` is tried by one caller at a time while Redis is known to refuse writes. That one that
         `publishes` has succeeded shows that it takes them.
         """
-        return Script(self, source, writes=writes, publishes=publishes)
+        known = source, writes, publishes
+        if (script := self._scripts.get(known)) is None:
+            script = self._scripts[known] = Script(self, source, writes=writes, publishes=publishes)
+        return script
 
     def command(self, *words: Argument) -> Any:
         """What Redis answers to one command. Raises RedisUnavailableError."""

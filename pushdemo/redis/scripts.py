@@ -132,6 +132,9 @@ local function publish(at, caller, entry)
 end
 """
 
+# publish.lua, which programs in other languages run, has these functions too: a test holds them equal.
+SHARED = f"{_LIFE}{_PUBLISH}"
+
 # Returns the epoch, the number, the notices, and the entries that the caller lacks: all where its epoch is another.
 _SINCE = """
 local function since(topic, stream, caller)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ Place = tuple[int, int]  # an entry's id in the stream
 Known = tuple[str, str, int, str, bytes]  # what scripts know as the caller's; the first of it is the epoch, or ""
 Entry = tuple[bytes, Sequence[bytes]]  # as Redis gives it: its id, names and what they name
 _KINDS = {b"message", b"reset", b"failing", b"end"}
+_FORMAT = FORMAT.encode()
+_BREAK = re.compile(rb"[\r\n\0]")
 
 
 class Lease(NamedTuple):
@@ -121,7 +124,13 @@ class RedisTopic(Topic):
         self.append(b"", "end")
 
     def append(
-        self, body: bytes, kind: EntryKind | Literal["end"], lease: Lease | None = None, nonce: str = ""
+        self,
+        body: bytes,
+        kind: EntryKind | Literal["end"],
+        lease: Lease | None = None,
+        nonce: str = "",
+        *,
+        event: str = "",
     ) -> Message | None:
         """Add an entry to the stream, and to the mirror where that is current; None for an end.
 
@@ -135,7 +144,7 @@ class RedisTopic(Topic):
         if self.closed or (self.ended and self.current):
             raise self._has_ended()
         nonce = nonce or os.urandom(8).hex()
-        answer = self._publish(*self.publishing(known, nonce, kind, body, lease))
+        answer = self._publish(*self.publishing(known, nonce, kind, body, lease, event))
         if answer[0] == b"lost":
             raise LeaseLostError
         if answer[0] == b"ended":
@@ -143,23 +152,23 @@ class RedisTopic(Topic):
             self.tell()
             raise self._has_ended()
         epoch, place = answer[1].decode(), (int(answer[2]), int(answer[3]))
-        return self._added(epoch, place, nonce, kind, body, before=answer[4] if answer[4:] else None)
+        return self._added(epoch, place, nonce, kind, body, event, before=answer[4] if answer[4:] else None)
 
     def publishing(
-        self, known: Known, nonce: str, kind: str, body: bytes, lease: Lease | None = None
+        self, known: Known, nonce: str, kind: str, body: bytes, lease: Lease | None = None, event: str = ""
     ) -> tuple[list[str], list[Argument]]:
         """The keys and arguments of PUBLISH for an entry."""
         fence = lease.fence if lease else ""
         return (
             [self.key, self.stream, *self._clock_keys],
-            [*known, nonce, kind, body, "", fence, self.kept, self._milliseconds(), self.channel, self.name],
+            [*known, nonce, kind, body, event, fence, self.kept, self._milliseconds(), self.channel, self.name],
         )
 
     def _has_ended(self) -> RuntimeError:
         return RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
 
     def _added(
-        self, epoch: str, place: Place, nonce: str, kind: str, body: bytes, *, before: bytes | None
+        self, epoch: str, place: Place, nonce: str, kind: str, body: bytes, event: str, *, before: bytes | None
     ) -> Message | None:
         with self.lock:
             if not self._shared and place == (1, 0):  # the topic's first entry: nothing can be missing
@@ -167,7 +176,7 @@ class RedisTopic(Topic):
             same = self._shared and epoch == self.epoch
             here = same and place <= (self.number, self._notices)  # the news may have been faster
             if same and not here and before == self._nonce:
-                self._take(place, nonce.encode(), kind, body, self.clock())
+                self._take(place, nonce.encode(), kind, body, event, self.clock())
                 here = True
         if not here and (self.clients or not self._keeper):  # others have published meanwhile
             with suppress(RedisUnavailableError):  # which the reader will bring: this entry is in the stream
@@ -180,7 +189,7 @@ class RedisTopic(Topic):
             for entry in reversed(self._history.values()):
                 if entry.id == id and entry.kind == kind:
                     return entry
-            return self._message(self.head, place[0], id, body, kind, self.clock())
+            return self._message(self.head, place[0], id, body, kind, event, self.clock())
 
     # -- what clients do
 
@@ -283,7 +292,7 @@ class RedisTopic(Topic):
                 return False
             place = _place(news[b"i"])
             if place > (self.number, self._notices):
-                if news[b"p"] != self._nonce or not _is_ours(news):
+                if news[b"p"] != self._nonce or not _is_ours(news, self.content_type):
                     return False
                 self._take_entry(place, news)
         return True
@@ -297,11 +306,11 @@ class RedisTopic(Topic):
     def _absorb(self, entries: Sequence[Entry]) -> None:
         """Take entries over as the stream has them, after a reset where they do not follow what the mirror has."""
         for id, words in entries:
-            fields = dict(zip(words[::2], words[1::2], strict=True))
+            fields = dict(zip(words[::2], words[1::2], strict=True))  # Redis sees to it that they are pairs
             place = number, notice = _place(id)
             if place <= (self.number, self._notices):
                 continue
-            if not _is_ours(fields):
+            if not _is_ours(fields, self.content_type):
                 self._pass_over(place, fields)
                 continue
             missed = number > self.number + (notice == 0)  # what was in between has left the stream
@@ -339,16 +348,16 @@ class RedisTopic(Topic):
     def _reset(self, number: int) -> None:
         """Tell everyone that the messages up to `number` are not all here."""
         id = event_id(self.epoch, number)
-        self._keep(self._message(self.head + 1, number, id, b"", "reset", self.clock()))
+        self._keep(self._message(self.head + 1, number, id, b"", "reset", "", self.clock()))
         self._notices = 0
 
     def _take_entry(self, place: Place, fields: Fields) -> None:
         """The mirror's next entry, as Redis has it; under the lock."""
         ago = time.time() - int(fields[b"t"]) / 1000
-        kind = fields.get(b"k", b"message").decode()
-        self._take(place, fields[b"n"], kind, fields[b"b"], self.clock() - max(0.0, ago))
+        kind, event = fields.get(b"k", b"message").decode(), fields.get(b"e", b"").decode()
+        self._take(place, fields[b"n"], kind, fields[b"b"], event, self.clock() - max(0.0, ago))
 
-    def _take(self, place: Place, nonce: bytes, kind: str, body: bytes, at: float) -> None:
+    def _take(self, place: Place, nonce: bytes, kind: str, body: bytes, event: str, at: float) -> None:
         """The mirror's next entry; under the lock."""
         number, self._notices = place
         self._nonce = nonce
@@ -357,11 +366,11 @@ class RedisTopic(Topic):
             self.notify_all()
             return
         id = event_id(self.epoch, number)
-        self._keep(self._message(self.head + 1, number, id, body, kind, at))
+        self._keep(self._message(self.head + 1, number, id, body, kind, event, at))
 
-    def _message(self, position: int, number: int, id: str, body: bytes, kind: str, at: float) -> Message:
+    def _message(self, position: int, number: int, id: str, body: bytes, kind: str, event: str, at: float) -> Message:
         known = cast(EntryKind, kind)
-        return Message(position, number, id, body, self.content_type, kind=known, time=at, topic=self.name)
+        return Message(position, number, id, body, self.content_type, kind=known, time=at, topic=self.name, event=event)
 
     def _mark(self) -> tuple[int, bool]:
         return self.head, self.ended
@@ -372,11 +381,22 @@ def _place(id: bytes) -> Place:
     return number, notice
 
 
-def _is_ours(fields: Fields) -> bool:
-    """Whether an entry, or news of one, is one that this version writes."""
-    return (
-        fields.get(b"v", FORMAT.encode()) == FORMAT.encode()
-        and {b"n", b"p", b"t", b"b"} <= fields.keys()
-        and fields[b"t"].isdigit()
-        and fields.get(b"k", b"message") in _KINDS
-    )
+def _is_ours(fields: Fields, content_type: str) -> bool:
+    """Whether an entry, or news of one, is one that this version writes, with a body that transports can carry."""
+    try:
+        body, event = fields[b"b"], fields.get(b"e", b"")
+        if content.is_text(content_type):
+            body.decode()
+        event.decode()
+        return (
+            fields.get(b"v", _FORMAT) == _FORMAT
+            and fields.get(b"k", b"message") in _KINDS
+            and fields[b"n"].isalnum()
+            and (not fields[b"p"] or fields[b"p"].isalnum())
+            and len(fields[b"t"]) < 16
+            and fields[b"t"].isdigit()
+            and not _BREAK.search(event)
+            and not (content.is_json(content_type) and _BREAK.search(body))
+        )
+    except (KeyError, UnicodeDecodeError):
+        return False

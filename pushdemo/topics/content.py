@@ -16,6 +16,10 @@ XML = "application/xml"
 # `body` sees to it that none repeats it.
 BOUNDARY = secrets.token_hex(16)
 
+# What an event source already calls its events (HTML section 9.2), and what the transports tell by one.
+RESERVED_EVENTS = frozenset({"open", "message", "error", "begin", "reset", "failing", "end"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
 _TEXT = re.compile(r"text/|application/(?:xml|json|javascript)\b|(?!image/)[^/]+/[^;]+\+(?:xml|json)\b", re.IGNORECASE)
 _JSON = re.compile(r"[^/]+/(?:[^;]+\+)?json\b", re.IGNORECASE)
 
@@ -42,6 +46,16 @@ def check_type(content_type: str) -> str:
         if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8"):
             raise ValueError(f"content_type={content_type!r}: the charset must be utf-8, as messages are sent in it")
     return content_type
+
+
+def check_event(name: str) -> str:
+    """Return `name` if an event can have it; empty is no name.
+
+    Raises ValueError for one that the format cannot carry, or that has a meaning of its own.
+    """
+    if name in RESERVED_EVENTS or _CONTROL.search(name):
+        raise ValueError(f"an event cannot be named {name!r}")
+    return name
 
 
 def is_text(content_type: str) -> bool:

@@ -262,3 +262,13 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value or "redis://localhost:6379/0"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings_of(ini: str) -> Settings:
+    """The settings of the application of an ini file, or of the section that `path#name` says.
+
+    Raises SettingsError, and what reading such a file does.
+    """
+    from pyramid.paster import get_appsettings
+
+    return Settings.from_ini(get_appsettings(ini))
