@@ -3,7 +3,7 @@
 A function has three keys: a hash of its values, a sorted set that says until when each is of use, and a hash of the
 claims on those that are being computed. Each value there is under a digest of its call's key. While Redis cannot be
 reached, the process is on its own, as it is without one. Run by: any thread; the claims that this process has are
-renewed in the thread of the renewals (redis/leases.py).
+renewed in the thread of redis/renewals.py.
 """
 
 from __future__ import annotations

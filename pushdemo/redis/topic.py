@@ -36,7 +36,7 @@ log = logging.getLogger("pushdemo")
 
 Place = tuple[int, int]  # an entry's id in the stream
 Known = tuple[str, str, int, str, bytes]  # what scripts know as the caller's; the first of it is the epoch, or ""
-Entry = tuple[bytes, Sequence[bytes]]  # as Redis gives it: its id, names and what they name
+StreamEntry = tuple[bytes, Sequence[bytes]]  # as Redis gives it: its id, names and what they name
 _KINDS = {b"message", b"reset", b"failing", b"end"}
 _FORMAT = FORMAT.encode()
 _BREAK = re.compile(rb"[\r\n\0]")
@@ -303,7 +303,7 @@ class RedisTopic(Topic):
     def _milliseconds(self) -> str:
         return str(round(self.lifetime * 1000)) if self.lifetime is not None else ""
 
-    def _absorb(self, entries: Sequence[Entry]) -> None:
+    def _absorb(self, entries: Sequence[StreamEntry]) -> None:
         """Take entries over as the stream has them, after a reset where they do not follow what the mirror has."""
         for id, words in entries:
             fields = dict(zip(words[::2], words[1::2], strict=True))  # Redis sees to it that they are pairs
@@ -327,7 +327,7 @@ class RedisTopic(Topic):
             self._reset(place[0])
         self._notices, self._nonce = place[1], fields.get(b"n", b"")
 
-    def _begin_life(self, epoch: str, entries: Sequence[Entry]) -> None:
+    def _begin_life(self, epoch: str, entries: Sequence[StreamEntry]) -> None:
         """Forget the life before this one; under the lock, which is held until its entries are taken over."""
         before = 0
         if entries:
