@@ -32,11 +32,29 @@ def test_after_close_nothing_is_delivered_and_the_server_sees_it(engine: Engine,
 def test_after_close_no_state_is_told(engine: Engine, wire: Wire) -> None:
     """A page that subscribes anew would take it for that of its new subscription."""
     form = STREAMS["multipart"]
-    both = form.message(HARD[0]) + form.failing  # in one piece, so that the second is read although all is over
-    watch = engine.subscribe(wire.on("/state", says("multipart", both, end=False)), closeAfter="e-1")
+    # In one piece, so that the rest is read although all is over.
+    rest = form.message(HARD[0]) + form.failing + form.reset_to("f-0") + form.message(HARD[1])
+    watch = engine.subscribe(wire.on("/state", says("multipart", rest, end=False)), closeAfter="e-1")
     watch.until(lambda watch: watch.messages)
     watch.close()
     assert [state["state"] for state in watch.states] == ["connecting", "live"]
+    assert (watch.ids, watch.resets, watch.told[-1]["closed"]) == (["e-1"], 0, "e-1")
+
+
+def test_closing_gives_the_connection_back(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    left = threading.Event()
+    form = STREAMS[transport]
+
+    def one(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening, form.message(HARD[0]))
+        exchange.until_gone()
+        left.set()
+
+    watch = engine.subscribe(wire.on(f"/back-{transport}", one, never), transport=transport)
+    watch.until(lambda watch: watch.messages)
+    watch.close()
+    assert left.wait(BOUND)
 
 
 def test_a_mistake_of_the_page_is_reported_and_does_not_stop_the_stream(engine: Engine, wire: Wire) -> None:

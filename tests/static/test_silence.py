@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.static.engines import Browser, Engine, Node
-from tests.static.formats import STREAMS, poll
+from tests.static.formats import STREAMS, Sent, poll
 from tests.static.scripts import HARD, answers, hangs, never, refuses, says
 from tests.static.wire import Exchange, Wire
 
@@ -144,3 +144,19 @@ def test_a_server_that_answers_polls_at_once_with_nothing_is_not_asked_without_r
     waiting = watch.state("waiting")
     assert waiting["reason"] == "the server answered without a message"
     assert waiting["retry"] >= 500
+
+
+def test_an_event_source_that_brings_messages_is_not_asked_after(chromium: Browser, wire: Wire) -> None:
+    form = STREAMS["sse"]
+
+    def busy(exchange: Exchange) -> None:
+        exchange.stream(form.content_type, form.opening)
+        for number in range(10):  # for longer than two heartbeats
+            assert not exchange.gone_within(0.15)
+            exchange.write(form.message(Sent(f"e-{number}", number)))
+        exchange.write(form.end)
+        exchange.end()
+
+    watch = chromium.subscribe(wire.on("/busy", busy, never), transport="sse", heartbeat=500)
+    watch.state("ended")
+    assert len(watch.messages) == 10
