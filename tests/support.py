@@ -176,7 +176,7 @@ def pserve(
 def _address(running: Pserve) -> re.Match[str] | None:
     if running.process.poll() is not None:
         pytest.fail(f"pserve ended: {running.log}")
-    return re.search(r"Serving on http://127\.0\.0\.1:(\d+)", running.log)
+    return re.search(r"Serving on http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)", running.log)
 
 
 @contextmanager
