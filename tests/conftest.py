@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 
 import pytest
@@ -25,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("daily")
     config.addinivalue_line("markers", "heavy: takes long, or a machine with nothing else to do; run with `-m heavy`")
     config.addinivalue_line("markers", "io_uring: deselected where the kernel has none, or forbids it")
+    config.addinivalue_line("markers", "network_namespaces: deselected where this process may not make one")
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +51,25 @@ def has_io_uring() -> bool:
     return bool(parameters[5] & 8)
 
 
+def has_network_namespaces() -> bool:
+    """Whether this process may make a network namespace and a pair of interfaces (root, with iproute2)."""
+    name = f"h{os.getpid() % 100_000}"
+    try:
+        made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+        pair = ["ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b"]
+        made = made and subprocess.run(pair, capture_output=True, check=False).returncode == 0
+        subprocess.run(["ip", "link", "del", f"{name}a"], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return made
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not has_io_uring() and (left_out := [item for item in items if "io_uring" in item.keywords]):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    for mark, has in (("io_uring", has_io_uring), ("network_namespaces", has_network_namespaces)):
+        if (left_out := [item for item in items if mark in item.keywords]) and not has():
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
     if os.environ.get("CI") == "true" or "heavy" in config.getoption("markexpr"):
         return
     skip = pytest.mark.skip(reason="heavy: run with `-m heavy`, or CI=true")
