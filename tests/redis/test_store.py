@@ -25,7 +25,7 @@ from pushdemo.cache.memorize import Caches, memorize
 from pushdemo.cache.store import CachetoolsStore, Entry, Store
 from pushdemo.redis.backend import RedisBackend
 from pushdemo.redis.pool import RedisUnavailableError
-from pushdemo.redis.store import RedisStore
+from pushdemo.redis.store import Deletions, RedisStore
 from pushdemo.redis.values import decoded, digest, encoded
 from tests.cache.support import Asked, Gate
 from tests.cache.test_store import StoreContract
@@ -295,6 +295,29 @@ def test_a_copy_from_before_the_first_look_is_dropped_since_it_may_have_been_del
     assert kept.near
     fragile.server.start()
     wait_until(lambda: not kept.near, what="the end of the copies")
+
+
+def test_news_of_a_deletion_must_follow_the_one_before(machine: Machine) -> None:
+    machine.node()
+    store = machine.backends[0].store(counted.name, 8, time.monotonic)
+    assert isinstance(store, RedisStore)
+    deletions = Deletions(machine.backends[0]._link)
+    deletions.add(store)
+
+    def absorbed(number: int, token: bytes, before: bytes) -> tuple[bool, int]:
+        """Whether the news were taken, and how often the store has forgotten something by them."""
+        store._deletions = 0
+        news = {b"c": b"%d" % number, b"n": token, b"p": before, b"b": counted.name.encode(), b"d": b"digest"}
+        return deletions.absorb(news), store._deletions
+
+    assert absorbed(5, b"a", b"") == (False, 0), "nothing is known yet"
+    deletions.take_over(deletions.look(), b"5 a")
+    assert absorbed(6, b"b", b"a") == (True, 1)
+    assert absorbed(6, b"b", b"a") == (True, 0), "the same again"
+    assert absorbed(5, b"a", b"") == (True, 0), "older ones"
+    assert absorbed(6, b"x", b"w") == (False, 0), "of a Redis that went back"
+    assert absorbed(8, b"d", b"c") == (False, 0), "one was missed"
+    assert absorbed(7, b"c", b"b") == (True, 1)
 
 
 def test_a_node_that_has_not_called_a_function_clears_its_values_too(machine: Machine) -> None:
