@@ -20,12 +20,16 @@ from pushdemo.transports import Format, StreamTransport
 Run = Callable[[Callable[[], None]], None]  # has a worker thread call a function, soon
 
 
+_LATE = 0.5  # seconds until the next sweep, which may be too late
+
+
 class Pulled(Protocol):
     """The body of such a response. One thread at a time calls it."""
 
     pace: Pace
     tally: Tally
     transport: StreamTransport
+    ends: float  # when the client's right to listen ends, in the loop's time
 
     def open(self) -> bytes:
         """The first bytes."""
@@ -87,11 +91,13 @@ class Pull(Connection):
         if self.stalled(now, pace.stall_timeout):
             self.tally.closed_stalled()
             self.drop()
+        elif now + min(_LATE, now - self.progress) >= self.body.ends:  # one that is quiet ends before the next sweep
+            self.finish()
         elif self.busy and not self.rest and now - self.progress >= pace.heartbeat:
             self._send(self.format.notice("heartbeat"))
 
     def finish(self) -> None:
-        """The server stops."""
+        """The server stops, or the client's right to listen ends while the generator takes its time."""
         self.farewell(self.format.ending(self.body.transport.retry(retry_hint())))
 
     def half_closed(self) -> None:

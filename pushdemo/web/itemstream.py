@@ -6,6 +6,7 @@ client that comes back goes on where it was. Threads: one at a time, the request
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -41,6 +42,7 @@ class ItemStream:
         "_release",
         "_sessions",
         "_url",
+        "ends",
         "pace",
         "tally",
         "transport",
@@ -54,6 +56,7 @@ class ItemStream:
         after: int,
         accumulate: bool | int,
         keep: int,
+        ends: float,
         transport: StreamTransport,
         pace: Pace,
         release: Callable[[], None],
@@ -68,6 +71,7 @@ class ItemStream:
         self._after = after
         self._accumulate = accumulate
         self._keep = keep
+        self.ends = ends
         self._over = False  # the last bytes have been given
         self._release: Callable[[], None] | None = release
 
@@ -83,6 +87,8 @@ class ItemStream:
         """The next item, then what ends the stream, then None."""
         if self._over:
             return None
+        if self._has_expired():
+            return self.transport.retry(retry_hint())
         try:
             answer = self._sessions.take(
                 self._owner, None, after=self._after, accumulate=self._accumulate, keep=self._keep
@@ -95,10 +101,16 @@ class ItemStream:
             self._over = True
             log_failure(error, self._owner, self._url)
             return self.transport.notice("failing", after=str(self._after)) + self._end()
+        if self._has_expired():  # what the generator has given now comes to the client that comes back
+            return self.transport.retry(retry_hint())
         if answer.items:
             return self._item(answer)
         self._over = True
         return self._end("" if answer.result == "null" else answer.result)
+
+    def _has_expired(self) -> bool:
+        self._over = time.monotonic() >= self.ends
+        return self._over
 
     def _end(self, content: str = "") -> bytes:
         # With an id: a reader that comes back by itself, and had no item, would begin a new session.
@@ -157,11 +169,12 @@ def respond(
     sessions: Sessions,
     owner: Owner,
     start: Start,
-    *,
     after: int | None,
+    *,
     accumulate: bool | int,
+    ends: float,
 ) -> Response:
-    """The response that streams the items of the owner's session after the one numbered `after`.
+    """The response that streams the items of the owner's session after the one numbered `after`, until `ends` at most.
 
     Raises Refused where a poll would be refused, the generator's error where there is nothing else to bring, and
     HTTPServiceUnavailable when all places are taken.
@@ -176,7 +189,7 @@ def respond(
     with _refusals_counted(request):
         release = admit(request)
     keep = request.registry["pushdemo.settings"].history
-    body = ItemStream(sessions, owner, request.url, after, accumulate, keep, transport, clients.pace, release)
+    body = ItemStream(sessions, owner, request.url, after, accumulate, keep, ends, transport, clients.pace, release)
     return stream(request, body, headers)
 
 

@@ -19,6 +19,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.web import itemstream
+from pushdemo.web.expiry import Expires, checked, deadline
 from pushdemo.web.push import cross_origin, last_event_id_of, seconds_to_wait
 from pushdemo.web.session import Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
@@ -44,18 +45,20 @@ def json_yield(function: GeneratorView, /) -> View: ...
 
 
 @overload
-def json_yield(*, accumulate: bool | int = False) -> Callable[[GeneratorView], View]: ...
+def json_yield(*, accumulate: bool | int = False, expires: Expires = None) -> Callable[[GeneratorView], View]: ...
 
 
 def json_yield(
-    function: GeneratorView | None = None, /, *, accumulate: bool | int = False
+    function: GeneratorView | None = None, /, *, accumulate: bool | int = False, expires: Expires = None
 ) -> View | Callable[[GeneratorView], View]:
     """Make a generator function a Pyramid view that answers each poll with the generator's next item, as JSON.
 
     The function is a view `(request)` or `(context, request)`, or a method of a view class whose `self.request` is the
     request. json_yield must be innermost, below `@view_config`, and the view must be there for all methods. The
     generator begins with the first poll of a key and keeps that poll's request and context (PEP 567).
-    `accumulate=True` answers with all items so far, `accumulate=50` with the last 50.
+    `accumulate=True` answers with all items so far, `accumulate=50` with the last 50. With `expires` (seconds, a
+    timedelta or a datetime) a stream ends by then, up to a tenth early: its client comes back, is checked by the view's
+    permission anew, and goes on where it was. A poll is checked each time anyway.
 
     The query: `key` (1 to 200 characters, the client's own secret, such as a UUID) names the session; `after=n`, the
     number of items that the client has, makes the poll idempotent; `max=m` (1 to 1000) takes up to m items at once,
@@ -83,12 +86,20 @@ def json_yield(
         raise TypeError(f"accumulate={accumulate!r}: must be True, or a number of items, 1 or more")
     if accumulate is not False and accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: must be True, or a number of items, 1 or more")
+    options = Options(accumulate, checked(expires))
     if function is None:
-        return functools.partial(_decorate, accumulate=accumulate)
-    return _decorate(function, accumulate=accumulate)
+        return functools.partial(_decorate, options=options)
+    return _decorate(function, options)
 
 
-def _decorate(function: GeneratorView, *, accumulate: bool | int) -> View:
+class Options(NamedTuple):
+    """What json_yield was given for a view."""
+
+    accumulate: bool | int
+    expires: Expires
+
+
+def _decorate(function: GeneratorView, options: Options) -> View:
     if not inspect.isgeneratorfunction(function):
         raise TypeError(_remedy(function))
 
@@ -97,7 +108,7 @@ def _decorate(function: GeneratorView, *, accumulate: bool | int) -> View:
         request = _request(args)
         view_id = ViewId(function, _object(view, args, request))
         try:
-            return _serve(request, view_id, functools.partial(function, *args), accumulate)
+            return _serve(request, view_id, functools.partial(function, *args), options)
         except Refused as refused:
             return _refuse(request, refused)
         except HTTPException as error:
@@ -151,7 +162,7 @@ def _request(args: tuple[Any, ...]) -> Any:
         raise TypeError(message) from None
 
 
-def _serve(request: Request, view: ViewId, generator: Callable[[], Any], accumulate: bool | int) -> Response:
+def _serve(request: Request, view: ViewId, generator: Callable[[], Any], options: Options) -> Response:
     sessions = _sessions(request)
     if request.method == "OPTIONS":
         return _empty(request, {"Allow": ALLOWED})
@@ -159,7 +170,7 @@ def _serve(request: Request, view: ViewId, generator: Callable[[], Any], accumul
     owner = Owner(view, _key(query), request.authenticated_userid)
     request._pushdemo_owner = owner
     if request.method == "GET":
-        return _with_turn(request, lambda: _get(request, query, sessions, owner, generator, accumulate))
+        return _with_turn(request, lambda: _get(request, query, sessions, owner, generator, options))
     if request.method == "HEAD":
         return _respond(request, 200, "")  # it must not cost an item
     if request.method == "DELETE" or (request.method == "POST" and query.get("close") == "1"):
@@ -194,7 +205,7 @@ def _get(
     sessions: Sessions,
     owner: Owner,
     generator: Callable[[], Any],
-    accumulate: bool | int,
+    options: Options,
 ) -> Response:
     start = functools.partial(_start, request, sessions, owner, generator)
     if request.environ.get("retry.attempt"):  # pyramid_retry's: the request is made anew from one environ
@@ -202,9 +213,11 @@ def _get(
     plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
     transport = None if plain else itemstream.asked_for(request)
     if transport is None:
-        return _poll(request, query, sessions, owner, start, accumulate)
+        return _poll(request, query, sessions, owner, start, options.accumulate)
     after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
-    response = itemstream.respond(request, transport, sessions, owner, start, after=after, accumulate=accumulate)
+    response = itemstream.respond(
+        request, transport, sessions, owner, start, after, accumulate=options.accumulate, ends=deadline(options.expires)
+    )
     response.headers.update(_cross_origin(request))
     return response
 

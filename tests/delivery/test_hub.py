@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import re
 import select
 import socket
@@ -581,6 +582,7 @@ class Slow:
     """A body whose next bytes take their time; its heartbeats are longer than a small socket takes at once."""
 
     pace = PACE
+    ends = math.inf
     name = "slow"
     heartbeat = b"h" * 300_000 + b"\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ class Body:
     """A pulled body of numbers."""
 
     transport = jsonlines
+    ends = math.inf
 
     def __init__(self, pace: Pace, closed: Callable[[], None]) -> None:
         self.pace = pace
