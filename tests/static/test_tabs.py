@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -308,6 +309,28 @@ def test_another_user_and_another_topic_have_connections_of_their_own(
     open_tab().subscribe(url + "?kind=2", acrossTabs="ann").until(has(1))
     open_tab().subscribe(url).until(has(1))
     assert topic.streams == 4
+
+
+def test_what_the_former_leader_has_sent_comes_late_and_is_passed_over(
+    open_tab: Callable[[], Tab], topic: Topic, url: str
+) -> None:
+    topic.publish()
+    tabs = [open_tab() for _ in range(2)]
+    watches = [tab.subscribe(url, acrossTabs="ann").until(has(1)) for tab in tabs]
+    topic.publish()
+    for watch in watches:
+        watch.until(has(2))
+    late = {"id": "e-1", "content": "<message>1</message>"}
+    tabs[0].run(f"new BroadcastChannel({json.dumps(channel(url))}).postMessage({json.dumps({'message': late})})")
+    topic.publish()
+    for watch in watches:
+        watch.until(has(3))
+        assert numbers(watch) == [1, 2, 3]
+
+
+def channel(url: str) -> str:
+    """The name of what tabs speak by: user, address, transport and `text`."""
+    return "pushdemo " + json.dumps(["ann", url, "multipart", False], separators=(",", ":"))
 
 
 def test_a_tab_that_stops_does_not_stop_the_others(open_tab: Callable[[], Tab], topic: Topic, url: str) -> None:
