@@ -1,8 +1,8 @@
 """What may be given to more than one caller: which values a memorized function may return, and copies of exceptions.
 
-A value that serves one caller is refused: a response, into which the request writes cookies; what is read once. An
-exception is not shared at all, since whoever catches it writes into it (`__context__`, notes, its traceback): each
-caller who has waited gets a copy. Pure functions; any thread may call them.
+A value that serves one caller is refused: a response, into which the request writes cookies; a request, a visitor's
+session; what is read once. An exception is not shared at all, since whoever catches it writes into it (`__context__`,
+notes, its traceback): each caller who has waited gets a copy. Pure functions; any thread may call them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import GeneratorType
 from typing import Any
 
 _FOLDER = os.path.dirname(__file__)
-_PLAIN = frozenset({str, int, float, bool, type(None), bytes, list, tuple, dict})
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes, list, tuple, set, frozenset, dict})
 _READ_ONCE = ("__next__", "__anext__", "__await__", "fetchone", "fetchall", "fetchmany")
 _LONGEST = 200  # lines of a note
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a class statement has made
@@ -26,22 +26,27 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a class statement has m
 
 def check(name: str, value: Any) -> None:
     """Raise TypeError if `value` serves one caller only, or what is in it if it is a list, a tuple, a set or a dict."""
-    kind = type(value)
-    if kind in (list, tuple, set, frozenset, dict):
-        parts: Iterable[Any] = value.values() if kind is dict else value
-        for part in {type(each): each for each in parts}.values():  # one of each type tells of all
-            _check_one(f"{name} returned a {kind.__name__} with", part)
-    else:
+    if type(value) not in _PLAIN:
         _check_one(f"{name} returned", value)
+    if isinstance(value, list | tuple | set | frozenset | dict):
+        parts: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        for part in {type(each): each for each in parts}.values():  # one of each type tells of all
+            if type(part) not in _PLAIN:
+                _check_one(f"{name} returned a {type(value).__name__} with", part)
 
 
 def _check_one(returned: str, value: Any) -> None:
-    if type(value) in _PLAIN or _is_mock(value):
+    if _is_mock(value):
         return
     if is_response(value):
         raise TypeError(
             f"{returned} a {type(value).__name__}, which is a response: it belongs to one request, whose cookies are "
             "written into it. Memorize a function that returns what the response is made of, and make it in the view"
+        )
+    if _is_of_one_request(value):
+        raise TypeError(
+            f"{returned} a {type(value).__name__}, which belongs to one request: return what is the same for all "
+            "visitors"
         )
     if _is_read_once(value):
         raise TypeError(
@@ -139,5 +144,5 @@ def _builtin(kind: type[BaseException]) -> Any:
 
 
 def _is_of_one_request(value: Any) -> bool:
-    """Whether `value` is a response, a request or a session: not even a copy may reach another visitor."""
-    return is_response(value) or _has(value, "environ") or _has(value, "new_csrf_token")
+    """Whether `value` is a response, a request or a visitor's session: not even a copy may reach another visitor."""
+    return is_response(value) or _has(value, "environ", "cookies") or _has(value, "new_csrf_token")

@@ -14,6 +14,7 @@ import sqlite3
 import tempfile
 import traceback
 import zipfile
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,9 @@ def _caches() -> Iterator[None]:
 
 
 # Values that serve one caller
+
+
+Pair = namedtuple("Pair", "one two")
 
 
 class OwnResponse:
@@ -80,6 +84,22 @@ def test_a_response_is_refused_with_what_to_memorize_instead(make: Callable[[], 
         TypeError, match=r"a response: it belongs to one request.*Memorize a function that returns what"
     ):
         function()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Request.blank("/"),
+        DummyRequest,
+        lambda: session(),
+        lambda: [Request.blank("/")],
+        lambda: {"session": session()},
+        lambda: Pair(1, Request.blank("/")),
+    ],
+)
+def test_a_request_and_a_visitor_s_session_are_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="which belongs to one request: return what is the same for all visitors"):
+        memorize(make)()
 
 
 def opened(connection: sqlite3.Connection) -> sqlite3.Cursor:
@@ -125,6 +145,8 @@ READ_ONCE: dict[str, Callable[[], Any]] = {
     "in a list": lambda: [map(str, [1, 2])],
     "in a tuple": lambda: (iter([1, 2]), 2),
     "in a dict": lambda: {"rows": iter([1, 2])},
+    "in a named tuple": lambda: Pair(1, iter([1, 2])),
+    "in a dict of one's own": lambda: OrderedDict(rows=iter([1, 2])),
 }
 
 
