@@ -37,6 +37,7 @@ _OTHER_FILES = 200  # open files that are no connections: listening sockets, log
 _FEWEST = 100  # connections, however few files there may be: waitress's own limit
 _CROWD = 0.9  # of the connections that there may be; from there on, those that wait for a request are closed
 _IDLE = 1.0  # seconds without a byte after which a connection may be closed in a crowd
+_AGAIN = 0.1  # seconds before connections are looked at again that could not be closed, or not be accepted
 _TICK = 1.0  # seconds between two lines of the log about requests that wait
 
 
@@ -82,7 +83,9 @@ class Server:
                 while (left := self._end.left()) > 0:
                     for listener in self._listeners:
                         self._loop.guarded(listener.look)
-                    self._loop.guarded(self._loop.turn, min(left, self._adj.asyncore_loop_timeout))
+                    accepts = all(listener.accepts for listener in self._listeners)
+                    pause = self._adj.asyncore_loop_timeout if accepts else _AGAIN
+                    self._loop.guarded(self._loop.turn, min(left, pause))
                     self._loop.guarded(self._tick, time.monotonic())
             finally:
                 self._close()
@@ -155,8 +158,8 @@ class Listener:
         self._listener = listener
         self._reception = reception
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
-        self._watched = False
-        self._made_room = 0.0  # when room was last made, by the clock on the wall, as waitress counts
+        self.accepts = False
+        self._full_until = 0.0  # nobody can be closed to make room; by the clock on the wall, as waitress counts
         self._cleanup = 0.0  # when connections that were idle for too long are closed next
         listener.next_channel_cleanup = float("inf")  # waitress's own counts on a look at each connection in each turn
         self.channels: dict[int, ParkingChannel] = listener.active_channels
@@ -168,9 +171,10 @@ class Listener:
         if now >= self._cleanup:
             self._cleanup = now + self._listener.adj.cleanup_interval
             self._close_idle(time.time() - self._listener.adj.channel_timeout)
+        self._make_room()
         accepts = self._listener.readable() and now >= self._paused
-        if accepts != self._watched:
-            self._watched = accepts
+        if accepts != self.accepts:
+            self.accepts = accepts
             loop, fd = self._reception.loop, self._listener.socket.fileno()
             loop.watch(fd, READ, self) if accepts else loop.unwatch(fd, READ, self)
 
@@ -181,16 +185,16 @@ class Listener:
 
     def _make_room(self) -> None:
         """In a crowd, close connections that wait for a request, those first that have done so for longest."""
-        limit, channels = self._listener.adj.connection_limit, self._reception.map
-        crowd, now = len(channels) - int(_CROWD * limit), time.time()
-        if crowd >= 0 and now >= self._made_room + 0.1:
-            self._made_room = now
-            idle = [
-                each for each in list(channels.values()) if isinstance(each, ParkingChannel) and each.idle(now, _IDLE)
-            ]
-            idle.sort(key=lambda channel: channel.last_activity)
-            for channel in idle[: crowd + max(1, limit // 100)]:
-                channel.handle_close()
+        limit, known = self._listener.adj.connection_limit, self._reception.map
+        crowd, now = len(known) - int(_CROWD * limit), time.time()
+        if crowd < 0 or now < self._full_until:
+            return
+        idle = [each for each in list(known.values()) if isinstance(each, ParkingChannel) and each.idle(now, _IDLE)]
+        if not idle:
+            self._full_until = now + _AGAIN  # to look at thousands for each that comes would take too long
+        idle.sort(key=lambda channel: channel.last_activity)
+        for channel in idle[: crowd + max(1, limit // 100)]:
+            channel.handle_close()
 
     def ready(self, _fd: int, _events: int) -> None:
         """Accept all who wait."""
