@@ -228,11 +228,12 @@ def _poll(
     after = _number(query, "after", 0, AFTER_LIMIT)
     most = _number(query, "max", 1, MAX_LIMIT)
     environ = request.environ
-    if after is None and environ.get("retry.attempt"):
-        after = environ.get("pushdemo.after")  # the item of the attempt before has not reached the client
+    if after is None and "retry.attempt" in environ:
+        if environ["retry.attempt"]:
+            after = environ.get("pushdemo.after")  # the item of the attempt before has not reached the client
+        else:
+            environ["pushdemo.after"] = sessions.count(owner)
     answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate, origin=environ)
-    if "retry.attempt" in environ:
-        environ["pushdemo.after"] = answer.given - min(len(answer.items), most or 1)
     content = answer.result
     if answer.items:
         as_list = most is not None or accumulate is not False
@@ -379,10 +380,11 @@ def answer_failure(error: Exception, request: Request) -> Response:
     """Exception view: 500 as JSON, which tells nothing of the inside; the log has the rest."""
     owner: Owner = request._pushdemo_owner
     retry = sys.modules.get("pyramid_retry")
+    first: Exception = request.environ.setdefault("pushdemo.failure", error)  # of all attempts
     if retry is None or not retry.is_error_retryable(request, error):
-        log_failure(error, owner, request.url)
+        log_failure(first, owner, request.url)
     request.registry[CLIENTS_KEY].counters.refused("generator", 500)
-    count = _sessions(request).count(owner)
+    count = _sessions(request).count(owner, 0)
     return _respond(request, 500, _document("error", "null", count, owner.key, reason=FAILED))
 
 

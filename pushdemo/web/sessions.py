@@ -123,11 +123,12 @@ class Sessions:
         `start()` makes a new session's generator for the request `origin`; with None a session that is not there any
         more was closed. With `most=0` nothing is taken: the answer says how many items the session has given, and
         whether it has ended. `after` is the number of items that the client has: what follows is given, again if it was
-        given before. Without it the next item is taken, and a session that has ended begins anew. Blocks while the
-        generator runs. What can be given again is what the last call took, or the last `keep` items if they are more.
-        Raises what the generator raises, also to those who ask again. Raises Refused: 400 for `after` beyond the count,
-        409 when the turn does not come, 410 for what is kept no longer, for a session closed meanwhile and for one that
-        is not here, 421 for one that is another process's, 503 at the limit and while stopping.
+        given before. Without it the next item is taken, and a session that has ended begins anew, unless it failed
+        after its first item. Blocks while the generator runs. What can be given again is what the last call took, or
+        the last `keep` items if they are more. Raises what the generator raises, also to those who ask again. Raises
+        Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for what is kept no longer, for
+        a session closed meanwhile and for one that is not here, 421 for one that is another process's, 503 at the limit
+        and while stopping.
         """
         session = self._claim(owner, start, after, accumulate, origin)
         try:
@@ -142,10 +143,10 @@ class Sessions:
         finally:
             self._release(session)
 
-    def count(self, owner: Owner) -> int:
-        """Return how many items the owner's session has given; 0 where there is none."""
+    def count(self, owner: Owner, after: int | None = None) -> int:
+        """Return how many items the session has given that a call with this `after` is about; 0 where there is none."""
         with self._lock:
-            session = self._find(owner, 0)
+            session = self._find(owner, after)
             return session.count if session else 0
 
     def forget(self, owner: Owner) -> bool:
@@ -241,9 +242,11 @@ class Sessions:
     # Of the following, those with "Locked" are called under the lock.
 
     def _find(self, owner: Owner, after: int | None) -> Session | None:
-        """Locked. The owner's session; one that has ended only for a client that says what it has."""
-        session = self._live.get(owner)
-        return self._ended.get(owner) if session is None and after is not None else session
+        """Locked. The owner's session; one that has ended for a client that says what it has, or has seen it fail."""
+        if (session := self._live.get(owner)) is not None:
+            return session
+        ended = self._ended.get(owner)
+        return ended if ended and (after is not None or (ended.error and ended.count)) else None
 
     def _try_turn(self, session: Session) -> bool:
         """Locked. Whether the turn could be had at once; otherwise the caller is among those who wait for theirs."""

@@ -370,6 +370,24 @@ def test_who_asks_a_generator_that_has_failed_gets_an_error_of_his_own(sessions:
     assert take(sessions, failing, after=0) == ("ready", [1], 1)
 
 
+def test_without_after_a_failure_is_told_to_who_has_had_an_item_before_it(sessions: Sessions) -> None:
+    begun = []
+
+    def failing() -> Items:
+        begun.append(1)
+        if len(begun) > 1:
+            yield 1
+        raise ValueError("again")
+
+    with pytest.raises(ValueError, match="again"):
+        take(sessions, failing)
+    assert take(sessions, failing) == ("ready", [1], 1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="again"):
+            take(sessions, failing)
+    assert len(begun) == 2
+
+
 def test_an_error_that_is_kept_keeps_nothing_of_the_call_that_met_it(sessions: Sessions) -> None:
     class Big:
         pass

@@ -236,6 +236,27 @@ def test_a_first_step_that_is_tried_again_has_a_new_generator(
     assert [record for record in caplog.records if record.exc_info] == []
 
 
+@pytest.mark.parametrize("after", [None, 1])
+def test_a_later_step_is_not_tried_again_and_its_error_is_logged_once(
+    shop: Callable[..., Shop], caplog: pytest.LogCaptureFixture, after: int | None
+) -> None:
+    begun: list[int] = []
+
+    def later(request: Request) -> Iterator[int]:
+        begun.append(1)
+        yield 1
+        raise RetryableException("a conflict")
+
+    site = shop({"later": later})
+    assert site.poll("later", after=after and 0)[0] == 200
+    for _ in range(2):
+        status, answer = site.poll("later", after=after)
+        assert (status, answer["state"], answer["count"]) == (500, "error", 1)
+    assert len(begun) == 1
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "later failed" in record.getMessage()
+
+
 class FailsToCommit:
     """A data manager that has had its vote as often as the test wants."""
 
