@@ -145,10 +145,17 @@ class Feed:
             self._end()
 
     def _forget_encoded(self, message: Message) -> None:
-        """The last entry keeps its bytes for those who come now; the one before only while somebody is behind."""
+        """The last entry keeps its bytes for those who come now; the one before only while somebody is behind.
+
+        Where the topic has a single client, nobody else wants them.
+        """
         last, self._last = self._last, message
-        if last is not None and not any(group.behind for group in self.groups.values()):
+        if any(group.behind for group in self.groups.values()):
+            return
+        if last is not None:
             last.forget_encoded()
+        if not self.polls and sum(len(group.current) for group in self.groups.values()) == 1:
+            message.forget_encoded()
 
     def _end(self) -> None:
         """The topic has ended: so do the streams that have no other."""

@@ -62,11 +62,12 @@ class Message:
     """
 
     __slots__ = (
+        "_epoch",
         "_forms",
+        "_id",
         "body",
         "content_type",
         "event",
-        "id",
         "kind",
         "number",
         "position",
@@ -86,10 +87,12 @@ class Message:
         time: float = 0.0,
         topic: str = "",
         event: str = "",
+        epoch: str = "",
     ) -> None:
         self.position = position
         self.number = number
-        self.id = id
+        self._id = id
+        self._epoch = epoch
         self.body = body
         self.content_type = content_type
         self.kind = kind
@@ -97,6 +100,11 @@ class Message:
         self.topic = topic
         self.event = event
         self._forms: dict[Hashable, bytes] | None = None  # most of a history is on its way to nobody
+
+    @property
+    def id(self) -> str:
+        """What a client sees and sends back; made of `epoch` and number where none was given: it takes 64 bytes."""
+        return self._id or event_id(self._epoch, self.number)
 
     @property
     def forms(self) -> dict[Hashable, bytes]:

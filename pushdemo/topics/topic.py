@@ -147,17 +147,17 @@ class Topic:
             self.producer.begin_in_child()
 
     def _born_again(self, entry: Message) -> Message:
-        id = event_id(self.epoch, entry.number)
         return Message(
             entry.position,
             entry.number,
-            id,
+            "",
             entry.body,
             entry.content_type,
             kind=entry.kind,
             time=entry.time,
             topic=entry.topic,
             event=entry.event,
+            epoch=self.epoch,
         )
 
     @property
@@ -207,10 +207,20 @@ class Topic:
         with self.lock:
             if self.ended or self.closed:
                 raise RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
-            number = self.number + (1 if kind == "message" else 0)
-            id = event_id(self.epoch, number)
-            position, now = self.head + 1, self.clock()
-            message = Message(position, number, id, body, self.content_type, kind=kind, time=now, topic=self.name)
+            position, number = self.head + 1, self.number + (1 if kind == "message" else 0)
+            if number == position:
+                number = position  # the same object: a history of large numbers takes half the memory for them
+            message = Message(
+                position,
+                number,
+                "",
+                body,
+                self.content_type,
+                kind=kind,
+                time=self.clock(),
+                topic=self.name,
+                epoch=self.epoch,
+            )
             self._keep(message)
         self._tell()
         return message
