@@ -186,7 +186,7 @@ class RedisTopic(Topic):
             return None
         with self.lock:
             id = event_id(epoch, place[0])
-            for entry in reversed(self._history.values()):
+            for entry in reversed(self._history):
                 if entry.id == id and entry.kind == kind:
                     return entry
             return self._message(self.head, place[0], id, body, kind, event, self.clock())
@@ -241,7 +241,7 @@ class RedisTopic(Topic):
 
     def newest_message(self) -> Message | None:
         """The newest message in the mirror; under the lock."""
-        return next((entry for entry in reversed(self._history.values()) if entry.kind == "message"), None)
+        return next((entry for entry in reversed(self._history) if entry.kind == "message"), None)
 
     def tell(self) -> None:
         """Tell the listeners, unless they know."""

@@ -86,7 +86,7 @@ class MergedTopic(Topic):
     def id_at(self, position: int) -> str:
         """See Topic."""
         with self.lock:
-            entry = self._history.get(position)
+            entry = self._entry(position)
             return entry.id if entry else _LOST if position else self._first
 
     # -- taking over

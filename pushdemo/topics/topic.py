@@ -71,7 +71,6 @@ class Topic:
         "_condition",
         "_history",
         "_listeners",
-        "_oldest",
         "_size",
         "clients",
         "clock",
@@ -117,8 +116,7 @@ class Topic:
         self.clients = 0
         self.kept = history
         self.kept_bytes = history_bytes
-        self._history: dict[int, Message] = {}  # position -> entry
-        self._oldest = 1  # no entry lies before this position
+        self._history: list[Message] = []  # the newest entries, the oldest of them first, at consecutive positions
         self._size = 0  # bytes of the bodies in the history
         self._listeners: tuple[Callable[[Topic], None], ...] = ()
         self.lock = threading.Lock()  # guards all of the above, and the producer's state
@@ -142,7 +140,7 @@ class Topic:
         self._listeners = ()
         self.clients = 0
         self.epoch = secrets.token_hex(4)
-        self._history = {position: self._born_again(entry) for position, entry in self._history.items()}
+        self._history = [self._born_again(entry) for entry in self._history]
         if self.producer:
             self.producer.begin_in_child()
 
@@ -227,18 +225,26 @@ class Topic:
 
     def _keep(self, message: Message) -> None:
         """Add an entry to the history, which forgets its oldest ones; under the lock."""
-        self._history[message.position] = message
+        self._history.append(message)
         self._size += len(message.body)
         while len(self._history) > self.kept or self._is_heavy():
-            oldest = self._history.pop(self._oldest, None)
-            self._oldest += 1
-            self._size -= len(oldest.body) if oldest else 0
+            self._size -= len(self._history.pop(0).body)
         self.number = message.number
         self.head = message.position  # last: whoever reads it without the lock then finds the entry
         self.notify_all()
 
     def _is_heavy(self) -> bool:
         return self.kept_bytes is not None and self._size > self.kept_bytes and len(self._history) > 1
+
+    def _entry(self, position: int) -> Message | None:
+        """Return the entry at a position, or None; without the lock, None may also be said of one that there is."""
+        entries = self._history
+        try:
+            index = position - entries[0].position
+            entry = entries[index]
+        except IndexError:
+            return None
+        return entry if entry.position == position else None
 
     def _forget_history(self) -> None:
         """Have no entries any more; under the lock."""
@@ -289,17 +295,17 @@ class Topic:
     def following(self, position: int) -> tuple[Message | None, bool]:
         """Return the next entry after `position`, or None, and whether older ones have left the history before it.
 
-        In that case the entry is the newest. The usual case takes no lock: an entry is in the table before `head` says
-        so, and leaves it only when newer ones have come.
+        In that case the entry is the newest. The usual case takes no lock: an entry is in the list before `head` says
+        so, and an entry that another thread has just moved in the list is looked for again under the lock.
         """
         if position >= self.head:
             return None, False
-        message = self._history.get(position + 1)
+        message = self._entry(position + 1)
         if message is not None:
             return message, False
         with self.lock:
-            message = self._history.get(position + 1)
-            return (message, False) if message is not None else (self._history[self.head], True)
+            message = self._entry(position + 1)
+            return (message, False) if message is not None else (self._history[-1], True)
 
     def reached(self) -> tuple[bool, int]:
         """Whether the topic has ended, and its newest position.
@@ -334,7 +340,7 @@ class Topic:
         with self.lock:
             if number > self.number:
                 return None
-            entries = list(self._history.values())
+            entries = list(self._history)
             known = [entry.position for entry in entries if entry.number <= number]
             if known:
                 return max(known)
@@ -346,10 +352,10 @@ class Topic:
     def id_at(self, position: int) -> str:
         """The id that resumes after `position`: that of the last message up to it."""
         with self.lock:
-            entry = self._history.get(position)
+            entry = self._entry(position)
             if entry:
                 return entry.id
-            first = next(iter(self._history.values()), None)
+            first = self._history[0] if self._history else None
             if first is None or position >= first.position:
                 return event_id(self.epoch, self.number)
             # The entry has left the history: as if all since had been messages, so that none is passed over silently.
@@ -365,13 +371,13 @@ class Topic:
         with self.lock:
             if self.producer and not self.producer.fresh and not self.ended:
                 return self.head
-            for entry in reversed(self._history.values()):
+            for entry in reversed(self._history):
                 if entry.kind == "message":
                     return entry.position - 1
-            newest = self._history.get(self.head)
+            newest = self._entry(self.head)
             return self.head - 1 if newest and newest.kind == "failing" and not self.ended else self.head
 
     def oldest(self) -> int:
         """The position before all that the history holds."""
         with self.lock:
-            return min(self._history, default=self.head + 1) - 1
+            return self._history[0].position - 1 if self._history else self.head

@@ -470,7 +470,11 @@ def test_a_part_that_overruns_its_history_is_a_reset_in_front_of_what_is_left(el
     a.behind = overrun
     b.publish("b1")
     wait_until(lambda: merged.head == 4)
-    entries = [merged._history[position] for position in range(1, 5)]
+    entries = []
+    for position in range(4):
+        entry, _ = merged.following(position)
+        assert entry
+        entries.append(entry)
     assert [entry.body.decode() if entry.kind == "message" else entry.kind for entry in entries] == [
         "a1",
         "b1",
