@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import gc
 import http.cookiejar
 import json
 import subprocess
@@ -128,12 +127,10 @@ def configure(config: Configurator) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh() -> None:
     global gate
     calls.clear()
     gate = Gate()
-    yield
-    gc.collect()  # applications that are gone are none of the several
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +246,7 @@ with bootstrap(sys.argv[1]) as env:
 """
 
 
+@pytest.mark.heavy
 def test_a_script_forgets_for_the_site(make: Callable[..., Router], redis: RedisServer, tmp_path: Path) -> None:
     redis.client.flushall()
     site = TestApp(make(pushdemo__redis_url=redis.url))
