@@ -26,14 +26,14 @@ PAGES = (
         "Rooms",
         "Write, and everyone who is in the room reads it at once. A room is made when it is first visited.",
     ),
-    ("load", "Load", "What this machine is doing, as a picture that moves without a script."),
-    ("primes", "Primes", "A generator of your own, one prime a request, for as long as you like."),
-    ("document", "Document", "A long text that appears line by line while the server still reads it."),
-    ("job", "Job", "Real work that reports its progress, and that you can leave, come back to, and cancel."),
+    ("load", "Load", "How busy the server is, as a picture that moves without a script."),
+    ("primes", "Primes", "A generator of your own on the server: one number for each request."),
+    ("document", "Document", "A long text that appears line by line while the server reads it."),
+    ("job", "Job", "Real work that reports its progress. Leave it, come back to it, or cancel it."),
     (
         "pushdemo.status",
         "Status",
-        "Who listens by which transport, how far the slowest is behind, and what the caches do.",
+        "Who listens, by which transport, how far the slowest is behind, and what the caches do.",
     ),
 )
 

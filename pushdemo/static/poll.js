@@ -7,7 +7,7 @@
  * when to repeat one. What must not: the page.
  */
 
-import { duration, growingPause, retryAfter } from "./retry.js";
+import { ELSEWHERE, duration, growingPause, isRedirected, retryAfter } from "./retry.js";
 
 /**
  * @typedef {object} Requests  how the requests are made
@@ -22,6 +22,7 @@ import { duration, growingPause, retryAfter } from "./retry.js";
  * @property {(retry: {reason: string, pause: number}) => void} [onretry]  a poll failed and comes again in `pause` ms
  */
 const PAUSES = { first: 500, longest: 15_000 }; // ms
+const LASTING = 2; // failures in a row, after which the next one may be more than a lost connection
 const MISDIRECTED = 421; // the session is in another process, to which a balancer may send the next poll
 const MISDIRECTED_PAUSES = { first: 250, longest: 250 }; // ms
 const MISDIRECTED_FOR = 5_000; // ms from the first such answer until it is final
@@ -134,8 +135,11 @@ export function sleep(ms, signal) {
 async function ask(address, { signal, onretry, requests }) {
   let misdirectedSince;
   for (let failures = 0; ; failures += 1) {
-    const { answer, refusal, reason, told = 0 } = await attempt(address, signal, requests);
+    const { answer, refusal, reason, told = 0, isLost } = await attempt(address, signal, requests);
     if (answer) return answer;
+    if (isLost && failures >= LASTING && (await isRedirected(address, { signal }))) {
+      throw new Refusal(302, { reason: ELSEWHERE });
+    }
     let pauses = PAUSES;
     if (refusal?.status === MISDIRECTED) {
       // fetch itself has tried another connection (Fetch standard, section 4.6).
@@ -158,7 +162,7 @@ async function attempt(address, signal, requests) {
     if (response.ok && isJson(response)) return { answer: await response.json() };
   } catch (error) {
     signal?.throwIfAborted();
-    return { reason: error.message };
+    return { reason: error.message, isLost: true };
   }
   if (response.ok) throw stranger(response);
   const body = await response.json().catch(() => ({}));

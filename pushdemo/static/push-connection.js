@@ -5,7 +5,9 @@
  * (push.js).
  */
 
-import { retryAfter, timerDelay } from "./retry.js";
+import { ELSEWHERE, isRedirected, retryAfter, timerDelay } from "./retry.js";
+
+const LASTING = 2; // failures in a row, after which the next one may be more than a lost connection
 
 /**
  * Why a connection, or a turn of the subscription, is over. `state` is the subscription's next one, or "stalled" or
@@ -73,13 +75,23 @@ export class Connection {
     const { credentials } = this.subscription.options;
     const headers = await this.headers(accept);
     // Firefox makes a second request for one URL wait until the first has ended, unless neither may use the cache.
-    const response = await fetch(this.address(), { cache: "no-store", headers, credentials, signal });
+    const response = await this.fetch({ cache: "no-store", headers, credentials, signal });
     if (response.status === 204) throw new Stop("ended");
     if (!response.ok) throw await this.refusal(response);
     const type = response.headers.get("Content-Type") ?? "no type";
     if (!type.toLowerCase().startsWith(accept)) throw this.stranger(response, `expected ${accept}, got ${type}`);
     this.subscription.renewed = false;
     return response;
+  }
+
+  async fetch(init) {
+    try {
+      return await fetch(this.address(), init);
+    } catch (error) {
+      const isLasting = this.subscription.failures >= LASTING && !init.signal.aborted;
+      if (isLasting && (await isRedirected(this.address(), init))) throw new Stop("failed", "login", ELSEWHERE);
+      throw error;
+    }
   }
 
   async headers(accept) {

@@ -1,5 +1,6 @@
 /**
- * When to ask again: growing pauses, Retry-After, and timers. push.js and poll.js both wait by these rules.
+ * When to ask again: growing pauses, Retry-After, timers, and what never will be answered. push.js and poll.js both wait
+ * by these rules.
  */
 
 const LONGEST_TIMER = 2 ** 31 - 1; // ms, 24 days: a browser runs a longer timer at once
@@ -27,3 +28,15 @@ export function duration(name, ms, least) {
   if (typeof ms === "number" && ms >= least) return timerDelay(ms);
   throw new TypeError(`${name} ${String(ms)}: must be a number of milliseconds, ${least} or more`);
 }
+
+/**
+ * Whether the server redirects this request, which has failed. fetch does not say so where the redirect leads to another
+ * site, such as one for logins: it looks like a lost connection, and would be tried again for ever.
+ */
+export async function isRedirected(address, init) {
+  const response = await fetch(address, { ...init, redirect: "manual" }).catch(() => undefined);
+  await response?.body?.cancel();
+  return response?.type === "opaqueredirect";
+}
+
+export const ELSEWHERE = "the server redirects the request to another site, as to a login page";

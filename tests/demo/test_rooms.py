@@ -18,7 +18,7 @@ from tests.demo.samples import Clock
 
 @pytest.fixture
 def demo() -> Iterator[Router]:
-    demo = main(**{"pushdemo.longpoll.timeout": "0.02"})
+    demo = main(**{"pushdemo.longpoll.timeout": "0.3"})
     yield demo
     demo.registry["pushdemo.topics"].close()
 

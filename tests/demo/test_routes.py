@@ -22,7 +22,7 @@ PAGES = ["/", ROOM, "/primes", "/document", "/job"]
 
 @pytest.fixture
 def demo() -> Iterator[Router]:
-    demo = main(**{"pushdemo.interval": "1000", "pushdemo.longpoll.timeout": "0.02"})
+    demo = main(**{"pushdemo.interval": "1000", "pushdemo.longpoll.timeout": "0.3"})
     yield demo
     demo.registry["pushdemo.topics"].close()
 

@@ -171,6 +171,8 @@ def test_the_document_appears_line_by_line_while_it_is_read(page: Page, sessions
     page.wait(lambda: page.state() == "Read to its end")
     assert page.text("text") == document().read_text(encoding="utf-8")
     assert page.find("text").get_attribute("aria-busy") == "false"
+    below = "const e = document.getElementById('text'); return e.scrollHeight - e.scrollTop - e.clientHeight"
+    assert page.chrome.execute_script(below) < 2, "the reader sees its end"
     assert complaints(page.chrome) == []
 
 

@@ -96,6 +96,16 @@ def test_a_page_is_for_everyone_and_the_console_is_silent(
     assert chrome.get_log("browser") == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_for_what_is_not_there_is_for_everyone(chrome: Any, site: str, scheme: str) -> None:
+    look(chrome, "narrow", scheme)
+    chrome.get(site + "/nowhere")
+    assert obstacles(chrome) == []
+    assert chrome.execute_script("return document.documentElement.scrollWidth") <= WIDTHS["narrow"]
+    (complaint,) = chrome.get_log("browser")
+    assert "404" in complaint["message"]
+
+
 def test_the_front_door_leads_everywhere(chrome: Any, site: str) -> None:
     chrome.get(site + "/")
     links = "return [...document.querySelectorAll('.cards a')].map(link => link.getAttribute('href'))"

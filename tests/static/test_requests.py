@@ -152,6 +152,24 @@ def test_a_login_page_in_place_of_the_stream_is_final_and_says_where(
     assert not [state for state in watch.states if state["state"] == "waiting"]
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("reader", ["push", "poll"])
+def test_a_login_page_of_another_site_is_final(chromium: Browser, wire: Wire, reader: str) -> None:
+    """fetch hides it: it looks like a lost connection."""
+
+    def leads_away(exchange: Exchange) -> None:
+        exchange.answer(302, Location=wire.url.replace("127.0.0.1", "localhost") + f"/away-{reader}?login=1")
+
+    url = wire.on(f"/away-{reader}", leads_away)
+    words = "the server redirects the request to another site, as to a login page"
+    if reader == "push":
+        failed = chromium.subscribe(url).state("failed")
+        assert (failed["code"], failed["reason"]) == ("login", words)
+    else:
+        error = chromium.do("poll", url=url, options={"key": "k"}).first("error")
+        assert (error["name"], error["message"]) == ("Refusal", words)
+
+
 def test_a_login_page_in_place_of_a_generators_answer_is_refused(node: Node, wire: Wire) -> None:
     watch = node.do("poll", url=wire.on("/login-poll", redirects), options={"key": "k"})
     error = watch.first("error")
