@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from contextvars import Context, copy_context
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 log = logging.getLogger(__name__)
+
+# NaN and Infinity are no JSON (RFC 8259, section 6), and no browser reads them.
+encode = json.JSONEncoder(allow_nan=False).encode
 
 
 class Refused(Exception):
@@ -63,6 +67,29 @@ class Steps(Protocol):
         """Close the generator: its `finally` runs in this thread."""
 
 
+class Values:
+    """The steps of a generator without an application: its items as Python's `json` writes them."""
+
+    is_alone = False
+
+    def __init__(self, generator: Generator[Any, Any, Any], name: str) -> None:
+        self._generator = generator
+        self._name = name
+
+    def __next__(self) -> str:
+        try:
+            return encode(next(self._generator))
+        except StopIteration as stop:
+            raise StopIteration(None if stop.value is None else encode(stop.value)) from None
+
+    def __str__(self) -> str:
+        return self._name
+
+    def close(self) -> None:
+        """See Steps."""
+        self._generator.close()
+
+
 class Answer(NamedTuple):
     """What a call gets: `items` are JSON texts, `given` is the number of the last of them.
 
@@ -94,12 +121,15 @@ class Session:
         "turn",
     )
 
-    def __init__(self, owner: Owner, steps: Steps, accumulate: bool | int, origin: object = None) -> None:
+    def __init__(
+        self, owner: Owner, steps: Steps | Generator[Any, Any, Any], accumulate: bool | int, origin: object = None
+    ) -> None:
         self.owner = owner  # never changes, as the next two
         self.name = ""  # among processes; empty where they do not know of each other
         self.origin = origin  # the request that began it, told apart by identity
         self.turn = threading.Lock()  # who holds it may run, read or close the generator
-        self.steps: Steps | None = steps  # None: the generator has ended
+        # None: the generator has ended.
+        self.steps: Steps | None = Values(steps, str(owner.view)) if isinstance(steps, Generator) else steps
         # The generator runs in the context (PEP 567) of the call that began it, whichever thread runs it.
         self.context = copy_context()
         self.result = "null"  # what the generator has returned, as JSON

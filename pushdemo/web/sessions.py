@@ -21,9 +21,9 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from pushdemo import forking
 from pushdemo.web.session import Answer, Owner, Refused, Session, Steps
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CLOSERS = 8  # threads that close generators at once
 RENEWAL = 1.0  # seconds between two renewals of what this process owns
 
-Start = Callable[[], Steps]
+Start = Callable[[], Steps | Generator[Any, Any, Any]]
 
 _CLOSED = "this session was closed"
 _ELSEWHERE = (

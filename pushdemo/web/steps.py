@@ -7,7 +7,6 @@ runs the steps of a generator.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -19,10 +18,9 @@ from pyramid.request import Request, apply_request_extensions
 from pyramid.threadlocal import RequestContext, get_current_request, manager
 
 from pushdemo.web.rendering import json_text
+from pushdemo.web.session import encode
 
 log = logging.getLogger(__name__)
-
-_encode = json.JSONEncoder(allow_nan=False).encode
 
 # What a request knows of the view that it has been sent to.
 _FOUND = (
@@ -105,7 +103,7 @@ class ViewSteps:
 
     def _text(self, value: Any) -> str:
         try:
-            return json_text(self._request.registry, value, self._request, _encode)
+            return json_text(self._request.registry, value, self._request, encode)
         except Exception as error:
             error.add_note(f"{self._name} yields or returns what JSON cannot carry")
             raise

@@ -83,27 +83,6 @@ SELF: list[Any] = []
 SELF.append(SELF)
 
 
-class Texts:
-    """A generator's items as JSON, as Sessions run it."""
-
-    is_alone = False
-
-    def __init__(self, generator: Items) -> None:
-        self.generator = generator
-
-    def __next__(self) -> str:
-        try:
-            return json.dumps(next(self.generator), allow_nan=False)
-        except StopIteration as stop:
-            raise StopIteration(stop.value and json.dumps(stop.value)) from None
-
-    def __str__(self) -> str:
-        return "view"
-
-    def close(self) -> None:
-        self.generator.close()
-
-
 def owner(key: str = "key", view: str = "view", user: str | None = None) -> Owner:
     return Owner(view, key, user)
 
@@ -142,13 +121,13 @@ def take(
     sessions: Sessions, start: Callable[[], Items], key: str = "key", **options: Any
 ) -> tuple[str, list[Any], int]:
     """What a call gets, its items as values."""
-    answer = sessions.take(owner(key), lambda: Texts(start()), **options)
+    answer = sessions.take(owner(key), start, **options)
     return answer.state, [json.loads(item) for item in answer.items], answer.given
 
 
 def refused(sessions: Sessions, start: Callable[[], Items], key: str = "key", **options: Any) -> Refused:
     with pytest.raises(Refused) as caught:
-        sessions.take(owner(key), lambda: Texts(start()), **options)
+        sessions.take(owner(key), start, **options)
     return caught.value
 
 
@@ -165,7 +144,7 @@ def test_two_keys_two_views_and_two_users_have_a_generator_each(sessions: Sessio
     source = Source()
     owners = [owner("a"), owner("b"), owner("a", view="other"), owner("a", user="ann"), owner("a", user="ben")]
     for each in owners:
-        assert sessions.take(each, lambda: Texts(source())).items == ("1",)
+        assert sessions.take(each, source).items == ("1",)
     assert source.begun == len(owners)
 
 
