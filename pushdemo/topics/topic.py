@@ -176,8 +176,9 @@ class Topic:
     def publish(self, value: Any) -> Message:
         """Add a message with `value` as its content and tell everyone. Never waits for a client.
 
-        Raises TypeError or ValueError where `value` cannot be a body of the topic's type (content.body says when), and
-        RuntimeError once the topic has ended.
+        Any thread may call it, but no signal handler: that may interrupt a `publish` of its own thread, whose lock it
+        would wait for. A handler can set an event that a thread waits for. Raises TypeError or ValueError where `value`
+        cannot be a body of the topic's type (content.body says when), and RuntimeError once the topic has ended.
         """
         return self._append(content.body(self.content_type, value), "message")
 

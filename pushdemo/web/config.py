@@ -14,8 +14,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from pyramid.config import Configurator
+from pyramid.httpexceptions import HTTPBadRequest
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
@@ -233,9 +235,27 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
             if end := request.environ.get("pushdemo.end"):
                 end.drain = drain
         with active():
-            return handler(request)
+            try:
+                response = handler(request)
+            except UnicodeDecodeError:
+                if _is_utf8(request):
+                    raise
+                response = HTTPBadRequest("the path or the query is not percent-encoded UTF-8")
+        if response.status_code >= 400:  # its text may repeat what the client has sent: a browser must not guess
+            response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
 
     return with_caches
+
+
+def _is_utf8(request: Request) -> bool:
+    """Whether the path and the query are what they should be; otherwise an error is not the application's."""
+    try:
+        request.environ.get("PATH_INFO", "").encode("latin-1").decode()
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 # Pyramid knows the application in callbacks and outer tweens too, and in scripts and shells that it has bootstrapped.

@@ -182,7 +182,8 @@ def respond(
     clients: Clients = request.registry["pushdemo.clients"]
     headers = [("Content-Type", content_type(request, transport)), *HEADERS.items(), ("Vary", "Accept")]
     # Of a generator that has failed this raises the error, at which an EventSource stays away (HTML section 9.2.2).
-    answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate, origin=request.environ)
+    environ, peer = request.environ, request.environ.get("REMOTE_ADDR", "")
+    answer = sessions.take(owner, start, after=after, most=0, accumulate=accumulate, origin=environ, peer=peer)
     after = answer.given if after is None else after
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back

@@ -233,7 +233,8 @@ def _poll(
             after = environ.get("pushdemo.after")  # the item of the attempt before has not reached the client
         else:
             environ["pushdemo.after"] = sessions.count(owner)
-    answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate, origin=environ)
+    peer = environ.get("REMOTE_ADDR", "")
+    answer = sessions.take(owner, start, after=after, most=most or 1, accumulate=accumulate, origin=environ, peer=peer)
     content = answer.result
     if answer.items:
         as_list = most is not None or accumulate is not False
@@ -291,11 +292,19 @@ def _resumed(request: Request) -> dict[str, str]:
 
 def _close(request: Request, sessions: Sessions, owner: Owner) -> Response:
     # A form of another site can make a browser send this POST with its cookies; DELETE needs a CORS preflight there.
-    is_foreign = request.headers.get("Sec-Fetch-Site") == "cross-site"
-    if request.method == "POST" and is_foreign and request.headers.get("Origin") not in _origins(request):
+    if request.method == "POST" and _is_foreign(request) and request.headers.get("Origin") not in _origins(request):
         raise Refused(403, "a page of another site must not close this session")
     sessions.forget(owner)
     return _empty(request, _HEADERS)
+
+
+def _is_foreign(request: Request) -> bool:
+    """Whether a page of another site has sent the request; older browsers say only where the page is from."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return bool(site == "cross-site")
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2].lower() != request.host.lower()
 
 
 def _refuse(request: Request, refused: Refused) -> Response:

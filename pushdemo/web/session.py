@@ -114,6 +114,7 @@ class Session:
         "idle_since",
         "kept",
         "name",
+        "network",
         "origin",
         "owner",
         "result",
@@ -126,6 +127,7 @@ class Session:
     ) -> None:
         self.owner = owner  # never changes, as the next two
         self.name = ""  # among processes; empty where they do not know of each other
+        self.network = ""  # of the client that began it; empty where that is a proxy
         self.origin = origin  # the request that began it, told apart by identity
         self.turn = threading.Lock()  # who holds it may run, read or close the generator
         # None: the generator has ended.

@@ -20,9 +20,10 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Protocol
 
 from pushdemo import forking
@@ -30,6 +31,7 @@ from pushdemo.web.session import Answer, Owner, Refused, Session, Steps
 
 log = logging.getLogger(__name__)
 
+_SHARE = 4  # one client address may have the fourth part of the sessions
 CLOSERS = 8  # threads that close generators at once
 RENEWAL = 1.0  # seconds between two renewals of what this process owns
 
@@ -65,9 +67,9 @@ class Sessions:
     """The generator sessions of one application. All times are in seconds.
 
     `timeout`: idle that long, a generator is closed and forgotten; one that has ended is remembered that long.
-    `limit`: generators open at once, those included that are yet to be closed. `batch_timeout`: a call for several
-    items takes no further one that, taking as long as the longest before, would come later than that. `turn_timeout`:
-    how long a call waits while another runs the same generator.
+    `limit`: generators open at once, those included that are yet to be closed; one address may have a quarter of them.
+    `batch_timeout`: a call for several items takes no further one that, taking as long as the longest before, would
+    come later than that. `turn_timeout`: how long a call waits while another runs the same generator.
     `waiters`: how many calls may wait so at once, all sessions together, because each holds a thread of the server.
     """
 
@@ -100,6 +102,7 @@ class Sessions:
         self._live: OrderedDict[Owner, Session] = OrderedDict()  # longest idle first
         self._ended: OrderedDict[Owner, Session] = OrderedDict()  # the same, `limit` at most
         self._retired: deque[Session] = deque()  # in no dict any more, their turn held, for a closer
+        self._networks: Counter[str] = Counter()  # how many of the open ones are whose, see `network_of`
         self._open = 0  # generators neither ended nor closed
         self._waiting = 0
         self._stopping = False
@@ -117,20 +120,21 @@ class Sessions:
         accumulate: bool | int = False,
         keep: int = 0,
         origin: object = None,
+        peer: str = "",
     ) -> Answer:
         """Return the next item of the owner's session, or up to `most` of them.
 
-        `start()` makes a new session's generator for the request `origin`; with None a session that is not there any
-        more was closed. With `most=0` nothing is taken: the answer says how many items the session has given, and
-        whether it has ended. `after` is the number of items that the client has: what follows is given, again if it was
-        given before. Without it the next item is taken, and a session that has ended begins anew, unless it failed
-        after its first item. Blocks while the generator runs. What can be given again is what the last call took, or
-        the last `keep` items if they are more. Raises what the generator raises, also to those who ask again. Raises
-        Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for what is kept no longer, for
-        a session closed meanwhile and for one that is not here, 421 for one that is another process's, 503 at the limit
-        and while stopping.
+        `start()` makes a new session's generator for the request `origin`, which came from the address `peer`; with
+        None a session that is not there any more was closed. With `most=0` nothing is taken: the answer says how many
+        items the session has given, and whether it has ended. `after` is the number of items that the client has: what
+        follows is given, again if it was given before. Without it the next item is taken, and a session that has ended
+        begins anew, unless it failed after its first item. Blocks while the generator runs. What can be given again is
+        what the last call took, or the last `keep` items if they are more. Raises what the generator raises, also to
+        those who ask again. Raises Refused: 400 for `after` beyond the count, 409 when the turn does not come, 410 for
+        what is kept no longer, for a session closed meanwhile and for one that is not here, 421 for one that is another
+        process's, 503 at the limit and while stopping.
         """
-        session = self._claim(owner, start, after, accumulate, origin)
+        session = self._claim(owner, start, after, accumulate, origin, peer)
         try:
             after = session.count if after is None else after
             if after > session.count:
@@ -220,14 +224,14 @@ class Sessions:
         return {session.name: owner for store in (self._live, self._ended) for owner, session in store.items()}
 
     def _claim(
-        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object
+        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object, peer: str
     ) -> Session:
         """Return the owner's session with its turn; a new one where there is none."""
         with self._lock:
             session = self._find(owner, after)
             has_turn = session is not None and self._try_turn(session)
         if session is None:
-            session, has_turn = self._begin(owner, start, after, accumulate, origin)
+            session, has_turn = self._begin(owner, start, after, accumulate, origin, network_of(peer))
         if has_turn:
             return session
         try:
@@ -258,7 +262,7 @@ class Sessions:
         return False
 
     def _begin(
-        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object
+        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object, network: str
     ) -> tuple[Session, bool]:
         """A new session, or the one that another thread has begun meanwhile; and as `_try_turn`."""
         if start is None:
@@ -266,7 +270,7 @@ class Sessions:
         name = ""
         if self._ownership:
             with self._lock:
-                self._check_room(None)
+                self._check_room(None, network)
             name = owner.name
             if self._is_elsewhere(name, claim=not after):
                 raise Refused(421, _ELSEWHERE)
@@ -274,12 +278,14 @@ class Sessions:
             with self._lock:
                 session = self._find(owner, after)
                 if session is None:
-                    self._check_room(after)
+                    self._check_room(after, network)
                     session = self._live[owner] = Session(owner, start(), accumulate, origin)
                     session.name = name
+                    session.network = network
                     session.idle_since = self._clock()
                     self._ended.pop(owner, None)
                     self._open += 1
+                    self._networks[network] += 1
                     self._start_sweeper()
                 return session, self._try_turn(session)
         except BaseException:
@@ -297,7 +303,7 @@ class Sessions:
         except ConnectionError:
             return False  # each process for itself, as without Redis
 
-    def _check_room(self, after: int | None) -> None:
+    def _check_room(self, after: int | None, network: str) -> None:
         """Locked. Raise Refused where no session may begin."""
         if stopped := self._stopped():
             raise stopped
@@ -305,6 +311,10 @@ class Sessions:
             raise _beyond(after, 0)
         if self._open >= self._limit:
             reason = f"{self._limit} generator sessions are open, which is the limit"
+            raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
+        share = max(1, self._limit // _SHARE)
+        if network and self._networks[network] >= share:
+            reason = f"{share} generator sessions of one address are open, which is the limit"
             raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
 
     def _start_sweeper(self) -> None:
@@ -331,6 +341,9 @@ class Sessions:
         if session.counted:
             session.counted = False
             self._open -= 1
+            self._networks[session.network] -= 1
+            if not self._networks[session.network]:
+                del self._networks[session.network]
             if not self._open:
                 self._changed.notify_all()
         # The same owner may have another session by now.
@@ -414,6 +427,22 @@ class Sessions:
 
     def _closed(self, session: Session) -> Refused:
         return self._stopped() or Refused(410, _CLOSED, count=session.count)
+
+
+def network_of(peer: str) -> str:
+    """Whose sessions count together: a client's address, or its part that a network has.
+
+    Empty for this machine's own, which are those of a proxy, and for a Unix socket's.
+    """
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return ""
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return "" if address.is_loopback else str(ip_network((address, 64), strict=False))
+        address = address.ipv4_mapped
+    return "" if address.is_loopback else str(address)
 
 
 def _started(run: Callable[[], None], name: str) -> threading.Thread | None:

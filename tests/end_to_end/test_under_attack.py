@@ -645,3 +645,46 @@ def test_forks_while_publishing_lose_and_repeat_nothing() -> None:
         numbers = [int(number) for number in re.findall(rb"\((\d+)\)", each)]
         assert numbers == list(range(len(numbers)))
         assert b"(child)" not in each
+
+
+# -- what a query may say
+
+ODD = ("%ff", "%00", "%c0%af", "\xff", "%", "%zz", "a=%ff&b", "width=%ff", "room=%ff", "key=%ff", "topic=%ff", "&&==")
+PATHS = (
+    "/",
+    "/server/index",
+    "/load",
+    "/load/index",
+    "/load/chart",
+    "/primes",
+    "/prime",
+    "/document",
+    "/document/lines",
+    "/job",
+    "/job/run",
+    "/status",
+    "/status/stream",
+    "/metrics",
+    "/health/live",
+    "/health/ready",
+    "/static/push.js",
+    "/nowhere",
+    "/%ff",
+    "/static/%ff",
+)
+
+
+def test_no_query_and_no_path_is_an_error_of_the_servers() -> None:
+    app = demo.main()
+    with serving(app) as server:
+        for path in PATHS:
+            for odd in ("", *ODD):
+                with Client(port_of(server)) as client:
+                    client.sock.sendall(f"HEAD {path}?{odd} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1"))
+                    status, _ = client.head()
+                    assert status < 500, (path, odd)
+                with Client(port_of(server)) as client:
+                    client.sock.sendall(f"GET {path}?{odd} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1"))
+                    status, headers = client.head()
+                    assert status < 500, (path, odd)
+                    assert status < 400 or headers["x-content-type-options"] == "nosniff", (path, odd)

@@ -549,7 +549,8 @@ def test_a_page_of_an_origin_that_may_reads_every_answer(foreign: TestApp, path:
     assert response.headers["Access-Control-Expose-Headers"] == "Retry-After"
     assert "Origin" in response.headers["Vary"]
     for stranger in ({"Origin": "https://evil.example"}, {}):
-        response = foreign.request(path, method=method, headers=stranger, status=status)
+        refused = 403 if method == "POST" and stranger else status  # a page that may not read must not close either
+        response = foreign.request(path, method=method, headers=stranger, status=refused)
         assert "Access-Control-Allow-Origin" not in response.headers
         assert "Origin" in response.headers["Vary"]
 
@@ -606,3 +607,30 @@ def test_head_and_delete_have_no_body_on_the_wire(port: int) -> None:
             assert status == expected
             assert "transfer-encoding" not in headers
             assert client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 204),
+        ({"Origin": "http://localhost"}, 204),
+        ({"Origin": "http://LOCALHOST"}, 204),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://localhost.evil.example"}, 403),
+        ({"Origin": "http://localhost:8080"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, 204),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_a_page_of_another_site_closes_no_session(app: TestApp, headers: dict[str, str], status: int) -> None:
+    app.get("/numbers?key=K")
+    headers = {"Host": "localhost", **headers}
+    app.post("/numbers?key=K&close=1", "", headers, status=status)
+    assert app.get("/numbers?key=K&after=1", status="*").status_int == (410 if status == 204 else 200)
+
+
+@pytest.mark.parametrize("query", ["", "key=K&after=x", "key=%ff", "key=K&after=9"])
+def test_a_refusal_is_text_for_no_browser_to_guess_at(app: TestApp, query: str) -> None:
+    response = app.get(f"/numbers?{query}", status="4*")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pushdemo.web.session import Owner, Refused
-from pushdemo.web.sessions import Sessions
+from pushdemo.web.sessions import Sessions, network_of
 from tests.support import threads, wait_until
 
 BOUND = 30  # seconds that a test waits for what must happen at once
@@ -985,3 +985,47 @@ def test_sessions_are_swept_and_closed_though_the_system_had_no_thread_at_first(
 
 def no_thread_left(_thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
+
+
+# -- one client's share
+
+
+@pytest.mark.parametrize(
+    ("peer", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:0:9:9:9:9", "2001:db8::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("127.0.0.1", ""),
+        ("127.8.9.10", ""),
+        ("::1", ""),
+        ("::ffff:127.0.0.1", ""),
+        ("localhost", ""),
+        ("", ""),
+    ],
+)
+def test_what_counts_as_one_address(peer: str, network: str) -> None:
+    assert network_of(peer) == network
+
+
+def test_one_address_may_have_a_quarter_of_the_sessions_and_others_theirs(clock: Clock) -> None:
+    sessions = Sessions(timeout=60.0, limit=8, clock=clock)
+    for number in range(2):
+        assert take(sessions, Source(), f"a{number}", peer="192.0.2.7") == ("ready", [1], 1)
+    clock.now += 10.0
+    refusal = refused(sessions, Source(), "a2", peer="192.0.2.7")
+    assert (refusal.status, refusal.retry_after) == (503, 50)
+    assert "2 generator sessions of one address" in refusal.reason
+    assert take(sessions, Source(), "a1", peer="192.0.2.7") == ("ready", [2], 2)
+    for number in range(2):
+        assert take(sessions, Source(), f"b{number}", peer="192.0.2.8") == ("ready", [1], 1)
+    for number in range(3):
+        assert take(sessions, Source(), f"local{number}", peer="127.0.0.1") == ("ready", [1], 1)
+    assert sessions.forget(owner("a0"))
+    wait_until(lambda: sessions.info()["open"] == 6)
+    assert take(sessions, Source(last=1), "a2", peer="192.0.2.7") == ("ready", [1], 1)
+    assert take(sessions, Source(), "a2", peer="192.0.2.7") == ("done", [], 1)
+    assert take(sessions, Source(), "a3", peer="192.0.2.7") == ("ready", [1], 1)
+    assert sessions.close() == 0
+    assert not sessions._networks
