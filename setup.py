@@ -50,6 +50,7 @@ setup(
             *DOCS,
             *REDIS,
             "build",
+            "celery",
             "check-manifest",
             "gevent",
             "gunicorn",
