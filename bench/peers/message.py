@@ -27,7 +27,7 @@ def pauses(rate: float) -> Iterator[float]:
         yield max(0.0, due - time.monotonic())
 
 
-TICK = 0.005  # seconds between two bursts of `turns`
+TICK = 0.005
 
 
 def turns(rate: float) -> Iterator[tuple[float, int]]:

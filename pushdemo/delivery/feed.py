@@ -31,7 +31,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from pushdemo.delivery import sending
 from pushdemo.delivery.connection import Connection
 from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.metrics import Tally
@@ -42,6 +41,8 @@ from pushdemo.delivery.tcp import give_up_after, keep_late_here
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import Format
+
+CROWD = 64  # streams of a group: from here on a message to them is sent at once; else with those of other groups
 
 
 class Outbox:
@@ -82,7 +83,7 @@ class Outbox:
 class Feed:
     """A topic in the hub."""
 
-    __slots__ = ("_last", "_over", "groups", "looked_at", "loop", "outbox", "polls", "position", "topic")
+    __slots__ = ("_last", "_over", "due", "groups", "looked_at", "loop", "outbox", "polls", "position", "topic")
 
     def __init__(self, loop: Loop, outbox: Outbox, topic: Topic) -> None:
         self.loop = loop
@@ -94,6 +95,7 @@ class Feed:
         self.looked_at: dict[Poll, None] = {}  # by each sweep: see Poll.sweep
         self._last: Message | None = None  # the last entry that was delivered
         self._over = False  # the streams have been told that the topic has ended
+        self.due = 0.0  # when it is next to be swept; whoever makes that earlier sets it to 0
 
     @property
     def late(self) -> bool:
@@ -121,21 +123,26 @@ class Feed:
             self.deliver()
         return ended
 
-    def deliver(self, most: int | None = None) -> None:
-        """Write everyone what has come since, at most so many entries; answer the polls; end what has ended."""
+    def deliver(self, up_to: int | None = None) -> None:
+        """Write everyone what has come since, up to a position; answer the polls; end what has ended."""
         ended, head = self.topic.reached()  # what comes meanwhile is another turn's, and others come first
         before = self.position
-        if most is not None:
-            head = min(head, before + most)
+        if up_to is not None:
+            head = min(head, up_to)
         while self.position < head and not self.loop.out_of_time:
             message, gap = self.topic.following(self.position)
             assert message is not None
-            if any(len(group.current) >= sending.MANY for group in self.groups.values()):
-                self.outbox.flush()  # before the position moves: who is put behind by that has yet to get this entry
+            for group in self.groups.values():
+                if len(group.current) >= CROWD:
+                    self.outbox.flush()  # before the position moves: who is put behind now has yet to get this entry
             self.position = message.position
             for group in self.groups.values():
                 if group.current:
-                    self.loop.guarded(group.write_entry, message, gap, fail=group.fail)
+                    try:  # as `guarded` does, which takes longer than the rest where a topic has one client
+                        group.write_entry(message, gap)
+                    except BaseException:
+                        self.loop.tell_failure()
+                        self.loop.guarded(group.fail)
             self._forget_encoded(message)
         if ended or self.position > before:
             for poll in list(self.polls):
@@ -145,17 +152,14 @@ class Feed:
             self._end()
 
     def _forget_encoded(self, message: Message) -> None:
-        """The last entry keeps its bytes for those who come now; the one before only while somebody is behind.
-
-        Where the topic has a single client, nobody else wants them.
-        """
+        """The last entry keeps its bytes for those who come now; the one before only while somebody is behind."""
         last, self._last = self._last, message
-        if any(group.behind for group in self.groups.values()):
+        if last is None:
             return
-        if last is not None:
-            last.forget_encoded()
-        if not self.polls and sum(len(group.current) for group in self.groups.values()) == 1:
-            message.forget_encoded()
+        for group in self.groups.values():
+            if group.behind:
+                return
+        last.forget_encoded()
 
     def _end(self) -> None:
         """The topic has ended: so do the streams that have no other."""
@@ -176,6 +180,10 @@ class Feed:
             self.loop.guarded(poll.expire, fail=poll.fail)
         for poll in list(self.looked_at):
             self.loop.guarded(poll.sweep, now, fail=poll.fail)
+        often = (
+            self.polls or self.looked_at or self.topic.producer or any(group.behind for group in self.groups.values())
+        )
+        self.due = 0.0 if often else min((group.quiet_from for group in self.groups.values()), default=0.0)
 
     def finish(self) -> None:
         """The server stops: everyone is told, and let go. What cannot be sent in time is in the topic's history."""
@@ -204,7 +212,9 @@ class Group:
 
     def entry(self, message: Message, reset: bool) -> bytes:
         """An entry's bytes, made once for all; after the notice of a reset, where messages were missed before it."""
-        data = self.format.encode(message)
+        clients = len(self.current) + len(self.behind)
+        # One client's alone are not kept: in a topic with just one that takes longer than to make them.
+        data = self.format.encode(message) if clients > 1 or len(self.feed.groups) > 1 else self.format.make(message)
         return self.format.notice("reset", self.feed.topic.id_at(message.position - 1)) + data if reset else data
 
     def write_entry(self, message: Message, reset: bool) -> None:
@@ -224,8 +234,13 @@ class Group:
             if stream.stalled(now, self.pace.stall_timeout):
                 self.tally.closed_stalled()
                 self.feed.loop.guarded(stream.drop)
-        if self.current and now - self.written >= self.pace.heartbeat:
+        if self.current and now >= self.quiet_from:
             self._keep_alive(now)
+
+    @property
+    def quiet_from(self) -> float:
+        """When those that are current want a heartbeat, unless something is written to them."""
+        return self.written + self.pace.heartbeat
 
     def _keep_alive(self, now: float) -> None:
         """Write a heartbeat to those whose other topics are as quiet."""
@@ -242,7 +257,7 @@ class Group:
 
     def _write(self, data: bytes) -> None:
         self.written = self.feed.loop.clock()
-        if len(self.current) < sending.MANY:
+        if len(self.current) < CROWD:
             for stream in self.current:
                 self.feed.outbox.add(stream, data)
             return
@@ -370,6 +385,7 @@ class Stream(Connection):
     def _go_on_alone(self) -> None:
         for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
             group.behind[self] = None
+            group.feed.due = 0.0
             group.tally.alone(cursor)
 
     def leave_current(self) -> None:
@@ -396,5 +412,6 @@ class Stream(Connection):
         for group in self.groups:
             group.current.pop(self, None)
             group.behind.pop(self, None)
+            group.feed.due = 0.0
         self.groups[0].feed.outbox.discard(self)
         self.subscription.close()

@@ -33,6 +33,11 @@ from pushdemo.transports.framing import Frame, chunk, whole
 
 _SWEEP = 0.5  # seconds between two sweeps
 
+# Seconds between two turns that deliver, where messages flow: each turn then takes all that have come since, and nobody
+# has to wake the thread for each. To wake it costs as much as to deliver several messages to one client each
+# (bench/own_topics.py). A message after a pause is delivered at once.
+_FLOW = 0.004
+
 
 class Hub(Loop):
     """Holds parked clients. Its thread starts with the first of them. `clock` counts seconds.
@@ -42,11 +47,14 @@ class Hub(Loop):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, io_uring: bool = True) -> None:
         super().__init__("pushdemo-hub", clock, io_uring=io_uring)
-        self._changed: deque[Topic] = deque()  # any thread appends
+        # Any thread appends. With the newest position, so that who has several topics gets their messages as they came.
+        self._changed: deque[tuple[Topic, int]] = deque()
         self._outbox = Outbox(self)
         self._feeds: dict[Topic, Feed] = {}
         self._pulls: set[Pull] = set()
         self._swept = clock()
+        self._delivered = 0.0  # when a turn last delivered something, by the system's clock
+        self._flowing = False  # messages have come so soon after others that the loop naps between two turns
 
     # -- any thread
 
@@ -111,32 +119,40 @@ class Hub(Loop):
         self.call(lambda: self.guarded(adopt, fail=fail))
 
     def _notified(self, topic: Topic) -> None:
-        self._changed.append(topic)
+        self._changed.append((topic, topic.head))
         self.wake()
 
     # -- the hub's own thread from here on
 
     def turn(self) -> None:
         """Deliver what has changed, and sweep from time to time."""
-        late: list[Feed] = []
-        for _ in range(len(self._changed)):  # what comes meanwhile has woken the loop: the next turn takes it
-            if feed := self._feeds.get(self._changed.popleft()):
-                # A topic is queued for each message: a client of several gets them as they came.
-                self.guarded(feed.deliver, 1)
-                if feed.late:
-                    late.append(feed)
-        for feed in late:
-            self.guarded(feed.deliver)
-        self.guarded(self._outbox.flush)
+        if self._changed:
+            self._deliver()
+        else:
+            self._flowing = False
         now = self.clock()
         if now >= self._swept + _SWEEP:
             self._swept = now
             self._sweep(now)
             self.guarded(self._outbox.flush)
 
+    def _deliver(self) -> None:
+        now = time.monotonic()
+        self._flowing = self._flowing or now < self._delivered + _FLOW
+        self._delivered = now
+        for _ in range(len(self._changed)):  # what comes meanwhile has woken the loop: the next turn takes it
+            topic, head = self._changed.popleft()
+            if feed := self._feeds.get(topic):
+                self.guarded(feed.deliver, head)
+        self.guarded(self._outbox.flush)
+
     def timeout(self) -> float | None:
         """Seconds until the next sweep; None while there is nothing to sweep."""
         return max(0.0, self._swept + _SWEEP - self.clock()) if self._feeds or self._pulls else None
+
+    def nap(self) -> float:
+        """Seconds until the next turn, where messages flow."""
+        return max(0.0, self._delivered + _FLOW - time.monotonic()) if self._flowing else 0.0
 
     def finish(self) -> None:
         """The server stops: everyone is told, and let go."""
@@ -149,7 +165,7 @@ class Hub(Loop):
     def _sweep(self, now: float) -> None:
         for pull in list(self._pulls):
             self.guarded(pull.sweep, now, fail=pull.fail)
-        for feed in list(self._feeds.values()):
+        for feed in [feed for feed in self._feeds.values() if feed.due <= now]:
             self.guarded(feed.sweep, now)
             if feed.empty:
                 self._forget(feed)

@@ -3,7 +3,8 @@
 Threads: `call` and `wake` are for any thread; everything else is the loop's own thread's. Another thread hands work
 over by a queue (`_calls` here, what a subclass adds), and then wakes the loop by a byte in a socket pair. `_awake`
 bounds that to one byte a turn, however many messages a burst has: it is set before the byte is written and unset
-before the queues are read, so that what is queued while they are read wakes the loop again.
+before the queues are read, so that what is queued while they are read wakes the loop again. While the loop naps, which
+is for milliseconds, it is set as well: the loop will look by itself.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Loop:
         self._name = name
         self._io_uring = io_uring
         self._calls: deque[Callable[[], None]] = deque()  # any thread appends
-        self._awake = False  # any thread; true only while a byte is in `_ear`, or about to be
+        self._awake = False  # any thread; true while the loop will look into the queues without being woken
         self._lock = threading.Lock()  # guards the two below
         self._thread: threading.Thread | None = None
         self._finished = False
@@ -141,6 +142,10 @@ class Loop:
         """How many seconds the loop may sleep; None: until something happens."""
         raise NotImplementedError
 
+    def nap(self) -> float:
+        """How many seconds the loop sleeps whatever is queued meanwhile."""
+        return 0.0
+
     def finish(self) -> None:
         """The loop stops."""
         raise NotImplementedError
@@ -158,13 +163,14 @@ class Loop:
         try:
             function(*args)
         except BaseException:
-            self._tell_failure()
+            self.tell_failure()
             try:
                 fail()
             except BaseException:
-                self._tell_failure()
+                self.tell_failure()
 
-    def _tell_failure(self) -> None:
+    def tell_failure(self) -> None:
+        """Log the error that is being handled, unless the log was told of another just now."""
         now = time.monotonic()
         if now < self._failed + _QUIET:
             self._untold += 1
@@ -191,12 +197,16 @@ class Loop:
 
     def _wait(self) -> None:
         """Sleep until something happens, and tell the connections of what has happened to their sockets."""
-        for key, events in self.selector.select(self.timeout()):
+        timeout = self.timeout()
+        if nap := self.nap():
+            self._awake = True
+            timeout = nap
+        for key, events in self.selector.select(timeout):
             if key.data is None:
                 self._ear.recv(4096)
-                self._awake = False
             else:
                 self.guarded(key.data.ready, events, fail=key.data.fail)
+        self._awake = False
 
     def _do_calls(self) -> None:
         while self._calls:

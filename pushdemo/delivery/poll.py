@@ -43,6 +43,7 @@ class Waiting(Protocol):
     """Where a poll waits: a feed."""
 
     loop: Loop
+    due: float
     polls: dict[Poll, None]
     looked_at: dict[Poll, None]
 
@@ -71,6 +72,7 @@ class Poll(Connection):
         """Wait, unless the answer has come meanwhile."""
         for feed in self.feeds:
             feed.polls[self] = None
+            feed.due = 0.0
         self.send_rest()
         self.answer()
 

@@ -32,8 +32,7 @@ K = TypeVar("K")
 
 FAILED = -1
 
-MANY = 64  # sockets that are sent the same; a ring costs more than it saves below
-FEW = 16  # sockets that are sent something of their own; likewise
+MANY = 64  # sockets; a ring costs more than it saves below
 
 _BATCH = 32  # sockets, a quarter of a millisecond
 
@@ -125,7 +124,7 @@ class Sender:
 
     def send_all(self, sockets: Sequence[socket.socket], data: Sequence[bytes]) -> list[int]:
         """Send to each of these sockets, which are all different, its own `data`."""
-        if not self._ring or len(sockets) < FEW:
+        if not self._ring or len(sockets) < MANY:
             return send_each(sockets, len(sockets), data)
         try:
             return self._ring.send_all(array("i", map(socket.socket.fileno, sockets)), data)

@@ -43,12 +43,16 @@ class Format:
         """`data` and the end of the response."""
         return ending(self.frame, data)
 
+    def make(self, message: Message) -> bytes:
+        """As `encode`, but made anew and not kept."""
+        if message.kind == "message":
+            return self.frame(self.transport.encode(message, self.names))
+        return self.frame(self.transport.notice(message.kind, after=message.id))
+
     def _encode(self, message: Message) -> bytes:
         if self.frame is not whole:
             return self.frame(format_of(self.transport, self.names).encode(message))
-        if message.kind == "message":
-            return self.transport.encode(message, self.names)
-        return self.transport.notice(message.kind, after=message.id)
+        return self.make(message)
 
 
 _formats: dict[tuple[str, Names, Frame], Format] = {}  # any thread adds

@@ -49,7 +49,6 @@ SendEach = Callable[[list[socket.socket], bytes], list[int]]
 @pytest.fixture(params=[pytest.param("ring", marks=pytest.mark.io_uring), "alone", "contended"])
 def send_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendEach]:
     monkeypatch.setattr(sending, "MANY", 1)
-    monkeypatch.setattr(sending, "FEW", 1)
     if request.param == "contended":
         # Each look at the clock is a second after the one before, as if another thread had kept the lock.
         ticks = itertools.count()
