@@ -62,7 +62,6 @@ class Declaration:
     lifetime: float = FOREVER
     # Under the catalog's lock:
     idle: OrderedDict[str, Topic] = field(default_factory=OrderedDict)  # without clients, the longest idle first
-    live: int = 0
     forgotten: int = 0
     dropped: int = 0  # messages for which there was no room for a topic
     published: int = 0  # messages of the topics that are forgotten
@@ -278,7 +277,6 @@ class Catalog(Mapping[str, Topic]):
             self._make_room()  # where there is none, one that lives again is kept nevertheless
             self._mortal += 1
         self._live[topic.name] = topic
-        declaration.live += 1
         declaration.published -= topic.number  # it counts itself while it lives
         if declaration.equip:
             producer = declaration.equip(topic, dict(topic.values))
@@ -311,7 +309,7 @@ class Catalog(Mapping[str, Topic]):
 
     def _forget(self, declaration: Declaration, topic: Topic) -> None:
         """Let an idle topic go, unless a client has just joined it."""
-        del declaration.idle[topic.name]
+        declaration.idle.pop(topic.name, None)
         with topic.lock:
             if topic.clients:
                 return
@@ -320,7 +318,6 @@ class Catalog(Mapping[str, Topic]):
                 producer.close()
         del self._live[topic.name]
         self._forgotten[topic.name] = topic
-        declaration.live -= 1
         self._mortal -= 1
         declaration.forgotten += 1
         declaration.published += topic.number

@@ -119,7 +119,9 @@ class Topic:
         self._history: list[Message] = []  # the newest entries, the oldest of them first, at consecutive positions
         self._size = 0  # bytes of the bodies in the history
         self._listeners: tuple[Callable[[Topic], None], ...] = ()
-        self.lock = threading.Lock()  # guards all of the above, and the producer's state
+        # Guards all of the above, and the producer's state. Reentrant, since a garbage collection under it may close a
+        # stream that nobody iterates any more.
+        self.lock = threading.RLock()
         self._condition: threading.Condition | None = None  # made for the first thread that waits: it takes 1 KB
         # The catalog's, which alone sets them. The first is called without the lock when the first client has come or
         # the last one gone; `used` is when the topic was last of use; `values` are those of its pattern.
@@ -135,7 +137,7 @@ class Topic:
 
         The parent and each child number messages on their own, so that an id of one must mean nothing to the others.
         """
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._condition = None
         self._listeners = ()
         self.clients = 0

@@ -38,7 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 # -- the contract of every topic
 
-OTHERS = ("catalogue", "threads_that_encode", "forked")  # tests of the catalogue, of messages, of lives in a process
+OTHERS = ("forked",)  # tests of lives in a process
 CONTRACT = [
     test
     for name, test in vars(contract).items()

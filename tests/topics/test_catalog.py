@@ -132,6 +132,18 @@ def test_a_reference_takes_no_further_values(rooms: Catalog) -> None:
         rooms.refer(room(1), {"id": 2})
 
 
+def test_a_topic_that_somebody_has_made_can_be_added() -> None:
+    catalog = Catalog()
+    made = catalog.add(Topic("news"))
+    assert list(catalog) == ["news"]
+    assert ("news" in catalog, "weather" in catalog) == (True, False)
+    assert catalog["news"] is made
+    with pytest.raises(KeyError, match="no topic weather; there are: news"):
+        catalog["weather"]
+    with pytest.raises(ValueError, match="there is a topic news already"):
+        catalog.add(Topic("news"))
+
+
 # -- the life of a topic
 
 
@@ -282,8 +294,10 @@ def test_where_no_topic_is_idle_a_client_is_refused_and_a_message_dropped(
     with pytest.raises(TopicLimitError, match=r"all 3 topics .* \(pushdemo.topics.limit\)"):
         rooms.open_for_client(room("d"))
     with caplog.at_level(logging.WARNING, "pushdemo"):
-        assert [rooms.publish(room("d"), "x") for _ in range(5)] == [None] * 5
-    (said,) = caplog.messages
+        assert rooms.publish(room("d"), "x") is None
+        (said,) = caplog.messages
+        assert [rooms.publish(room("d"), "x") for _ in range(4)] == [None] * 4
+    assert caplog.messages == [said]
     assert "room.{id}" in said
     assert rooms.figures()[0].dropped == 5
     assert rooms.publish(room("a"), "x"), "topics that live go on"

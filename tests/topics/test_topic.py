@@ -106,30 +106,6 @@ def test_two_clients_are_given_the_same_message_and_the_same_bytes() -> None:
     assert transports.format_of(multipart).encode(one) is transports.format_of(multipart).encode(one)
 
 
-def test_threads_that_encode_a_message_at_once_share_one_result() -> None:
-    message = topic().publish("a")
-    together = threading.Barrier(8)
-    made: list[int] = []
-    got: list[bytes] = []
-
-    def encode(entry: Message) -> bytes:
-        made.append(threading.get_ident())
-        return entry.body * 2
-
-    def ask() -> None:
-        together.wait(PATIENCE)
-        got.append(message.encoded("form", encode))
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert len(made) == 1
-    assert got == [b"aa"] * 8
-    assert len({id(data) for data in got}) == 1
-
-
 def test_the_history_is_bounded_and_a_cursor_behind_it_skips_to_the_newest() -> None:
     news = topic(history=3)
     for text in "abcdef":
@@ -289,20 +265,6 @@ def test_publishers_at_once_lose_nothing_and_readers_without_the_lock_miss_nothi
     for name in "abcd":
         texts = [message.body.decode() for message in read if message.body.decode()[0] == name]
         assert texts == [f"{name}{number}" for number in range(500)]
-
-
-def test_the_catalogue_says_which_topics_there_are() -> None:
-    topics = Catalog()
-    topics.add(topic())
-    assert list(topics) == ["news"]
-    assert ("news" in topics, "weather" in topics) == (True, False)
-    with pytest.raises(KeyError, match="no topic weather; there are: news"):
-        topics["weather"]
-    with pytest.raises(ValueError, match="there is a topic news already"):
-        topics.add(topic())
-
-
-# -- forks
 
 
 def test_a_forked_process_begins_another_life_with_the_same_messages() -> None:
