@@ -438,6 +438,15 @@ class Comparing:
         return isinstance(other, Comparing) and vars(other) == vars(self)
 
 
+class Items(list[Any]):
+    """A list that compares in a way of its own."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Items) and list(other) == list(self)
+
+
 @dataclass
 class Noted:
     x: Any
@@ -469,6 +478,12 @@ def test_equal_objects_of_equal_parts_have_one_key(make: Callable[..., Any]) -> 
     one, other = same(make)
     assert one == other
     assert key(ordinary, one) == key(ordinary, other)
+
+
+def test_items_of_a_list_or_a_dict_that_compares_in_its_own_way_count() -> None:
+    values = [Items([1]), Items([2]), Items([1, 2]), OrderedDict(a=1), OrderedDict(a=2), OrderedDict(a=1, b=1)]
+    assert len({key(ordinary, value) for value in values}) == len(values)
+    assert key(ordinary, Items([1])) == key(ordinary, Items([1]))
 
 
 def test_fields_that_do_not_compare_do_not_count() -> None:
