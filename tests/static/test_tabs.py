@@ -28,6 +28,7 @@ class Topic:
         self.streams = 0  # connected now
         self.polls = 0  # in all
         self.most = 0  # connected at once
+        self.leader = ""  # the page that has begun the last stream
         self.changed = threading.Condition()  # guards all of these
 
     def publish(self, count: int = 1) -> None:
@@ -46,6 +47,8 @@ class Topic:
             return self.poll(exchange)
         with self.changed:
             self.streams += 1
+            self.leader = exchange.headers["Referer"]
+            self.changed.notify_all()
             self.most = max(self.most, self.streams)
         try:
             self.stream(exchange)
@@ -101,7 +104,8 @@ class Tab(Browser):
         driver.switch_to.window(driver.window_handles[0])  # the one before may be closed
         driver.switch_to.new_window("window")
         self.handle = driver.current_window_handle
-        super().__init__(driver, page)
+        self.page = f"{page}?tab={self.handle}"
+        super().__init__(driver, self.page)
 
     def tell(self, command: dict[str, Any]) -> None:
         self.driver.switch_to.window(self.handle)
@@ -298,6 +302,8 @@ def test_each_tab_is_told_of_a_reset_and_loads_its_own_state(
         assert watch.of("load") == ["e-2", "ex-5"]
         assert watch.resets == 1
     topic.wait(lambda: topic.streams == 1)
+    late = open_tab().subscribe(url, acrossTabs="ann", lastEventId="ex-6").until(has(7, "ex"))
+    assert (late.ids, topic.polls) == (["ex-7"], 0)
 
 
 def test_another_user_and_another_topic_have_connections_of_their_own(
@@ -366,7 +372,7 @@ def test_a_hidden_leader_gives_way_to_a_tab_that_is_seen(open_tab: Callable[[], 
     tabs = [open_tab() for _ in range(2)]
     first, second = (tab.subscribe(url, acrossTabs="ann", hiddenAfter=1_000_000).until(has(1)) for tab in tabs)
     tabs[0].hide()
-    second.until(lambda watch: [state["state"] for state in watch.states][-2:] == ["connecting", "live"])
+    topic.wait(lambda: (topic.leader, topic.streams) == (tabs[1].page, 1))
     topic.publish()
     for watch in (first, second):
         watch.until(has(2))
@@ -375,6 +381,21 @@ def test_a_hidden_leader_gives_way_to_a_tab_that_is_seen(open_tab: Callable[[], 
     topic.publish()
     first.until(has(3))
     assert_whole(first)
+
+
+def test_a_tab_that_comes_to_lead_while_it_is_hidden_gives_way(
+    open_tab: Callable[[], Tab], topic: Topic, url: str
+) -> None:
+    topic.publish()
+    tabs = [open_tab() for _ in range(3)]
+    watches = [tab.subscribe(url, acrossTabs="ann", hiddenAfter=1_000_000).until(has(1)) for tab in tabs]
+    tabs[1].hide()  # next in the queue for the lead
+    tabs[0].shut()
+    topic.wait(lambda: (topic.leader, topic.streams) == (tabs[2].page, 1))
+    topic.publish()
+    for watch in watches[1:]:
+        watch.until(has(2))
+        assert_whole(watch)
 
 
 def test_when_all_are_hidden_for_long_the_connection_is_given_back(
