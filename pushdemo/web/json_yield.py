@@ -170,7 +170,7 @@ def _serve(request: Request, view: ViewId, generator: Callable[[], Any], options
     owner = Owner(view, _key(query), request.authenticated_userid)
     request._pushdemo_owner = owner
     if request.method == "GET":
-        return _with_turn(request, lambda: _get(request, query, sessions, owner, generator, options))
+        return _get(request, query, sessions, owner, generator, options)
     if request.method == "HEAD":
         return _respond(request, 200, "")  # it must not cost an item
     if request.method == "DELETE" or (request.method == "POST" and query.get("close") == "1"):
@@ -178,17 +178,17 @@ def _serve(request: Request, view: ViewId, generator: Callable[[], Any], options
     raise Refused(405, "poll with GET; close with DELETE, or with POST and close=1")
 
 
-def _with_turn(request: Request, get: Callable[[], Response]) -> Response:
+def _with_turn(request: Request, poll: Callable[[], Response]) -> Response:
     """Run the generator in this thread, where the server has enough of them; otherwise later.
 
     A step may take long, and pages must not wait for it. Our server offers the turn; another has `max_threads`.
     """
     turn = request.environ.get("pushdemo.turn")
     if turn is None:
-        return get()
+        return poll()
     if turn.take():
         try:
-            return get()
+            return poll()
         finally:
             turn.give()
     refused = Refused(503, "all threads that generators may have are taken", retry_after=seconds_to_wait())
@@ -213,7 +213,7 @@ def _get(
     plain = "transport" not in query and request.environ.get("HTTP_ACCEPT") in PLAIN_ACCEPT
     transport = None if plain else itemstream.asked_for(request)
     if transport is None:
-        return _poll(request, query, sessions, owner, start, options.accumulate)
+        return _with_turn(request, lambda: _poll(request, query, sessions, owner, start, options.accumulate))
     after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
     response = itemstream.respond(
         request, transport, sessions, owner, start, after, accumulate=options.accumulate, ends=deadline(options.expires)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,31 @@ def test_while_redis_is_away_each_process_is_for_itself(tmp_path: Path, make: Ca
         wait_until(lambda: keys(own, here), what="the renewal")
         assert there.poll() == 421
         assert here.poll() == ("3",)
+
+
+def test_many_polls_at_many_processes_have_one_generator_a_key(make: Callable[..., Process]) -> None:
+    processes = [make(waiters=50) for _ in range(4)]
+    owners = [Owner("view", f"key {number}", None) for number in range(5)]
+    given: dict[Owner, list[int]] = {owner: [] for owner in owners}
+    refused: set[int] = set()
+
+    def poll(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(40):
+            owner = dice.choice(owners)
+            answer = dice.choice(processes).poll(owner=owner)
+            if isinstance(answer, int):
+                refused.add(answer)
+            else:
+                given[owner].append(int(answer[0]))
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(poll, seed) for seed in range(12)]:
+            done.result(60)
+    assert refused == {421}
+    for numbers in given.values():
+        assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    assert sum(len(process.begun) for process in processes) == len(owners)
 
 
 def test_nobody_is_asked_at_the_limit_or_about_a_session_that_is_here(

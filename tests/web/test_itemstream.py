@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import socket
@@ -377,6 +378,29 @@ def test_a_client_that_leaves_is_counted_no_more_and_one_that_was_never_sent_any
         assert figures()["", "sse"].clients == 1
     views.go_on.set()
     wait_until(lambda: figures()["", "sse"].clients == 0, what="the client to be counted no more")
+
+
+def test_who_waits_for_the_end_of_a_stream_is_told_and_the_place_is_given_back(app: Router) -> None:
+    clients, told = app.registry["pushdemo.clients"], list[str]()
+    body = Request.blank("/slow?key=b&transport=sse").get_response(app).app_iter
+    body.closing(lambda: told.append("first"))
+    body.closing(lambda: told.append("second"))
+    assert clients.threads.taken == 1
+    for _ in range(2):
+        body.close()
+    assert (clients.threads.taken, told) == (0, ["first", "second"])
+    body.closing(lambda: told.append("late"))
+    body.close()
+    assert told[-1] == "late"
+
+
+def test_a_stream_that_nobody_iterates_gives_its_place_back(app: Router) -> None:
+    clients = app.registry["pushdemo.clients"]
+    response = Request.blank("/slow?key=b&transport=sse").get_response(app)
+    assert clients.threads.taken == 1
+    del response
+    gc.collect()
+    assert clients.threads.taken == 0
 
 
 def admitted(port: int) -> bool:
