@@ -51,7 +51,7 @@ _MOST = 1000  # keys in one call of a script, which other clients of Redis wait 
 
 
 class SessionOwnership:
-    """See Ownership in web/sessions.py."""
+    """See Ownership in web/broker.py."""
 
     def __init__(self, link: Link) -> None:
         self._link = link

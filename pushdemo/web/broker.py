@@ -5,7 +5,7 @@ Runs while the application is configured, and whenever a topic is made or forgot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -13,7 +13,25 @@ from pushdemo.cache.store import CachetoolsStore, Store, Timer
 from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.producer import Producer
 from pushdemo.topics.topic import MessageProducer, Topic
-from pushdemo.web.sessions import Ownership
+
+
+class Ownership(Protocol):
+    """Which process has a session, by the session's name. Raises ConnectionError where that cannot be known now."""
+
+    def claim(self, name: str) -> bool:
+        """Make the session this process's; False where it is another's."""
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Return whether the session is another process's."""
+
+    def renew(self, names: Sequence[str]) -> list[str]:
+        """Keep the sessions this process's; return those that it has to close, or that are another's by now."""
+
+    def release(self, names: Sequence[str]) -> None:
+        """Give up this process's sessions."""
+
+    def close(self, name: str) -> None:
+        """Have the process that has the session close it."""
 
 
 class Backend(Protocol):

@@ -1,9 +1,10 @@
-"""Admission: how many clients an application holds at once."""
+"""Admission: how many clients an application holds at once, and which of them count together."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from ipaddress import IPv6Address, ip_address, ip_network
 
 
 class Places:
@@ -34,3 +35,19 @@ class Places:
     def taken(self) -> int:
         """How many places are taken now."""
         return self._taken - len(self._given)
+
+
+def network_of(peer: str) -> str:
+    """Whose sessions count together: a client's address, or its part that a network has.
+
+    Empty for this machine's own, which are those of a proxy, and for a Unix socket's.
+    """
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return ""
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return "" if address.is_loopback else str(ip_network((address, 64), strict=False))
+        address = address.ipv4_mapped
+    return "" if address.is_loopback else str(address)

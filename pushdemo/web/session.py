@@ -40,6 +40,18 @@ class Refused(Exception):
         self.retry_after = retry_after
 
 
+def beyond(after: int, count: int) -> Refused:
+    """What a call is told that says it has more items than the session has given, which are `count`."""
+    if count:
+        reason = f"after={after} is beyond the {count} items that this session has given"
+        return Refused(400, reason, parameter="after", count=count)
+    reason = (
+        f"after={after}: there is no such session here: it was idle for too long, or lives in another process; begin "
+        "again without after"
+    )
+    return Refused(410, reason, parameter="after", count=count)
+
+
 class Owner(NamedTuple):
     """Whose session it is: the view (its `str` is its name in the log), the client's key, the user or None."""
 

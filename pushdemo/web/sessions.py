@@ -23,11 +23,14 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pushdemo import forking
-from pushdemo.web.session import Answer, Owner, Refused, Session, Steps
+from pushdemo.web.places import network_of
+from pushdemo.web.session import Answer, Owner, Refused, Session, Steps, beyond
+
+if TYPE_CHECKING:
+    from pushdemo.web.broker import Ownership
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +47,16 @@ _ELSEWHERE = (
 )
 
 
-class Ownership(Protocol):
-    """Which process has a session, by the session's name. Raises ConnectionError where that cannot be known now."""
+class Call(NamedTuple):
+    """What a call says that may begin a session; see `Sessions.take`."""
 
-    def claim(self, name: str) -> bool:
-        """Make the session this process's; False where it is another's."""
-
-    def is_elsewhere(self, name: str) -> bool:
-        """Return whether the session is another process's."""
-
-    def renew(self, names: Sequence[str]) -> list[str]:
-        """Keep the sessions this process's; return those that it has to close, or that are another's by now."""
-
-    def release(self, names: Sequence[str]) -> None:
-        """Give up this process's sessions."""
-
-    def close(self, name: str) -> None:
-        """Have the process that has the session close it."""
+    owner: Owner
+    start: Start | None
+    after: int | None
+    accumulate: bool | int
+    origin: object
+    peer: str
+    wait: bool  # for the turn; a call that only looks does not
 
 
 class Sessions:
@@ -134,11 +130,15 @@ class Sessions:
         what is kept no longer, for a session closed meanwhile and for one that is not here, 421 for one that is another
         process's, 503 at the limit and while stopping.
         """
-        session = self._claim(owner, start, after, accumulate, origin, peer)
+        session, has_turn = self._claim(Call(owner, start, after, accumulate, origin, peer, wait=most > 0))
+        if not has_turn:  # it runs at this moment, so it has not ended
+            if after is not None and after > session.count:
+                raise beyond(after, session.count)
+            return Answer("ready", (), session.count)
         try:
             after = session.count if after is None else after
             if after > session.count:
-                raise _beyond(after, session.count)
+                raise beyond(after, session.count)
             if after == session.count and not session.forgotten:
                 session.pull(most, keep, self._batch_timeout, self._clock)
             if session.forgotten:
@@ -223,17 +223,15 @@ class Sessions:
         """Locked. The sessions by name."""
         return {session.name: owner for store in (self._live, self._ended) for owner, session in store.items()}
 
-    def _claim(
-        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object, peer: str
-    ) -> Session:
-        """Return the owner's session with its turn; a new one where there is none."""
+    def _claim(self, call: Call) -> tuple[Session, bool]:
+        """Return the owner's session, a new one where there is none; and whether with its turn: always, if it waits."""
         with self._lock:
-            session = self._find(owner, after)
-            has_turn = session is not None and self._try_turn(session)
+            session = self._find(call.owner, call.after)
+            has_turn = session is not None and self._try_turn(session, call.wait)
         if session is None:
-            session, has_turn = self._begin(owner, start, after, accumulate, origin, network_of(peer))
-        if has_turn:
-            return session
+            session, has_turn = self._begin(call)
+        if has_turn or not call.wait:
+            return session, has_turn
         try:
             has_turn = session.turn.acquire(timeout=self._turn_timeout)
         finally:
@@ -241,7 +239,7 @@ class Sessions:
                 self._waiting -= 1
         if not has_turn:
             raise _busy(session)
-        return session
+        return session, True
 
     # Of the following, those with "Locked" are called under the lock.
 
@@ -252,46 +250,45 @@ class Sessions:
         ended = self._ended.get(owner)
         return ended if ended and (after is not None or (ended.error and ended.count)) else None
 
-    def _try_turn(self, session: Session) -> bool:
-        """Locked. Whether the turn could be had at once; otherwise the caller is among those who wait for theirs."""
+    def _try_turn(self, session: Session, wait: bool) -> bool:
+        """Locked. Whether the turn could be had at once; otherwise the caller is among those who wait, if it does."""
         if session.turn.acquire(blocking=False):
             return True
+        if not wait:
+            return False
         if self._waiting >= self._waiters:
             raise _busy(session)
         self._waiting += 1
         return False
 
-    def _begin(
-        self, owner: Owner, start: Start | None, after: int | None, accumulate: bool | int, origin: object, network: str
-    ) -> tuple[Session, bool]:
+    def _begin(self, call: Call) -> tuple[Session, bool]:
         """A new session, or the one that another thread has begun meanwhile; and as `_try_turn`."""
-        if start is None:
+        if call.start is None:
             raise self._stopped() or Refused(410, _CLOSED)
-        name = ""
+        owner, name, network = call.owner, "", network_of(call.peer)
         if self._ownership:
             with self._lock:
                 self._check_room(None, network)
             name = owner.name
-            if self._is_elsewhere(name, claim=not after):
+            if self._is_elsewhere(name, claim=not call.after):
                 raise Refused(421, _ELSEWHERE)
         try:
             with self._lock:
-                session = self._find(owner, after)
+                session = self._find(owner, call.after)
                 if session is None:
-                    self._check_room(after, network)
-                    session = self._live[owner] = Session(owner, start(), accumulate, origin)
-                    session.name = name
-                    session.network = network
-                    session.idle_since = self._clock()
+                    self._check_room(call.after, network)
+                    session = Session(owner, call.start(), call.accumulate, call.origin)
+                    session.name, session.network, session.idle_since = name, network, self._clock()
+                    self._live[owner] = session
                     self._ended.pop(owner, None)
                     self._open += 1
                     self._networks[network] += 1
                     self._start_sweeper()
-                return session, self._try_turn(session)
+                return session, self._try_turn(session, call.wait)
         except BaseException:
             with self._lock:
                 unused = self._find(owner, 0) is None
-            if unused and not after:
+            if unused and not call.after:
                 self._give_up([name])
             raise
 
@@ -308,7 +305,7 @@ class Sessions:
         if stopped := self._stopped():
             raise stopped
         if after:
-            raise _beyond(after, 0)
+            raise beyond(after, 0)
         if self._open >= self._limit:
             reason = f"{self._limit} generator sessions are open, which is the limit"
             raise Refused(503, reason, retry_after=max(1, math.ceil(self._pause(self._live) or 0)))
@@ -429,22 +426,6 @@ class Sessions:
         return self._stopped() or Refused(410, _CLOSED, count=session.count)
 
 
-def network_of(peer: str) -> str:
-    """Whose sessions count together: a client's address, or its part that a network has.
-
-    Empty for this machine's own, which are those of a proxy, and for a Unix socket's.
-    """
-    try:
-        address = ip_address(peer)
-    except ValueError:
-        return ""
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is None:
-            return "" if address.is_loopback else str(ip_network((address, 64), strict=False))
-        address = address.ipv4_mapped
-    return "" if address.is_loopback else str(address)
-
-
 def _started(run: Callable[[], None], name: str) -> threading.Thread | None:
     """A thread, or None where the system has none left: it is tried again."""
     thread = threading.Thread(target=run, name=name, daemon=True)
@@ -462,14 +443,3 @@ def _first(store: OrderedDict[Owner, Session]) -> Session:
 
 def _busy(session: Session) -> Refused:
     return Refused(409, "another call is running this session's generator", count=session.count, retry_after=1)
-
-
-def _beyond(after: int, count: int) -> Refused:
-    if count:
-        reason = f"after={after} is beyond the {count} items that this session has given"
-        return Refused(400, reason, parameter="after", count=count)
-    reason = (
-        f"after={after}: there is no such session here: it was idle for too long, or lives in another process; begin "
-        "again without after"
-    )
-    return Refused(410, reason, parameter="after", count=count)

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pushdemo.web.places import network_of
 from pushdemo.web.session import Owner, Refused
-from pushdemo.web.sessions import Sessions, network_of
+from pushdemo.web.sessions import Sessions
 from tests.support import threads, wait_until
 
 BOUND = 30  # seconds that a test waits for what must happen at once
@@ -508,6 +509,21 @@ def test_no_more_calls_wait_than_may_whatever_their_keys(
     for gate in gates.values():
         gate.opened.release(2)
     assert [call.result(BOUND)[1] for call in running + waiting] == [[1], [1], [2], [2]]
+
+
+def test_who_only_looks_does_not_wait_for_a_turn(sessions: Sessions, pool: ThreadPoolExecutor) -> None:
+    gate = Gate()
+    gate.opened.release()
+    take(sessions, gate)
+    assert gate.entered.acquire(timeout=BOUND)
+    running = pool.submit(take, sessions, gate)
+    assert gate.entered.acquire(timeout=BOUND)
+    for after in (None, 0, 1):
+        assert take(sessions, gate, after=after, most=0) == ("ready", [], 1)
+    assert refused(sessions, gate, after=2, most=0).status == 400
+    assert sessions.info()["waiting"] == 0
+    gate.opened.release()
+    assert running.result(BOUND) == ("ready", [2], 2)
 
 
 # Life
