@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -82,9 +82,9 @@ def publisher(address: str, namespace: str = "pushdemo") -> Publisher:
     return Publisher(Outside(address, namespace))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command `pushdemo-publish`."""
-    options = _arguments().parse_args()
+    options = _arguments().parse_args(arguments)
     try:
         values: dict[str, str | int] = dict(_pair(text) for text in options.values)
         with publisher(options.address, options.namespace) as to:

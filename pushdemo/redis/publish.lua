@@ -16,16 +16,17 @@ end
 local function foreign(answer)
   return type(answer) == 'table' and answer.err and string.find(answer.err, 'WRONGTYPE')
 end
+local function whole(text) return text and string.find(text, '^%d+$') and #text < 16 and tonumber(text) or nil end
 local function life(state, stream, caller)
   local fields = {'epoch', 'number', 'notices', 'nonce', 'fence', 'holder', 'ended', 'history', 'lifetime'}
   local found = redis.pcall('HMGET', state, unpack(fields))
   if foreign(found) then return begin_life(state, stream, caller[2]) end
   if found.err then redis.call('HMGET', state, unpack(fields)) end
-  local topic = {epoch = found[1], number = tonumber(found[2] or 0), notices = tonumber(found[3] or 0),
-    nonce = found[4] or '', fence = found[5], holder = found[6], ended = found[7], history = found[8],
-    lifetime = found[9]}
+  local topic = {epoch = found[1], number = whole(found[2] or '0'), notices = whole(found[3] or '0'),
+    nonce = found[4] or '', fence = found[5], holder = found[6], ended = found[7],
+    history = whole(found[8]) and found[8], lifetime = (found[9] == '' or whole(found[9])) and found[9]}
   local alive = topic.epoch and string.find(topic.epoch, '^%w+$') and topic.number and topic.notices
-    and tonumber(topic.fence or 0) and not string.find(topic.nonce, '%W')
+    and whole(topic.fence or '0') and not string.find(topic.nonce, '%W')
   if alive and topic.epoch == caller[1] then
     alive = topic.number >= tonumber(caller[3])
     if alive and caller[5] ~= '' then
