@@ -58,11 +58,12 @@ class StreamTransport(Transport, Protocol):
 
 
 def json_object(message: Message, *, named: bool = False) -> str:
-    """`{"id": ..., "content": ...}`, with the topic's name where `named`.
+    """`{"id": ..., "content": ...}`, with the topic's name where `named`, and the event's where it has one.
 
     A JSON body is the value that it is, any other a string.
     """
     text = message.body.decode()
     content = text if is_json(message.content_type) else json.dumps(text)
     topic = f', "topic": {json.dumps(message.topic)}' if named else ""
-    return f'{{"id": {json.dumps(message.id)}, "content": {content}{topic}}}'
+    event = f', "event": {json.dumps(message.event)}' if message.event else ""
+    return f'{{"id": {json.dumps(message.id)}, "content": {content}{topic}{event}}}'

@@ -37,11 +37,15 @@ def preamble(retry: int) -> bytes:
 
 
 def encode(message: Message, names: Names = "") -> bytes:
-    """Headers, blank line, body, and the boundary line after it; `X-Message-Id` bears the id, `X-Topic` the name."""
+    """Headers, blank line, body, and the boundary line after it; `X-Message-Id` bears the id, `X-Topic` the name.
+
+    `X-Event` bears the name of the event, where the message has one.
+    """
     topic = f"X-Topic: {message.topic}\r\n" if names else ""
+    event = f"X-Event: {message.event}\r\n" if message.event else ""
     head = (
         f"Content-Type: {_with_charset(message.content_type)}\r\nContent-Length: {len(message.body)}\r\n"
-        f"X-Message-Id: {message.id}\r\n{topic}\r\n"
+        f"X-Message-Id: {message.id}\r\n{topic}{event}\r\n"
     )
     return b"".join((head.encode(), message.body, b"\r\n", _DELIMITER))
 

@@ -53,12 +53,16 @@ def event(data: str, *, id: str = "", event: str = "", topic: str = "") -> bytes
 
 
 def encode(message: Message, names: Names = "") -> bytes:
-    """`id`, the topic's name as the field `topic` or as the event's name, and the body as `data`."""
+    """`id`, the topic's name as the field `topic` or as the event's name, and the body as `data`.
+
+    An event that has a name of its own keeps it; the topic's is then the field.
+    """
+    is_named = names == "event" and not message.event
     return event(
         message.body.decode(),
         id=message.id,
-        event=message.topic if names == "event" else "",
-        topic=message.topic if names == "topic" else "",
+        event=message.topic if is_named else message.event,
+        topic=message.topic if names and not is_named else "",
     )
 
 
