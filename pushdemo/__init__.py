@@ -14,6 +14,7 @@ from pushdemo.topics.pattern import TopicValueError, topic
 from pushdemo.topics.topic import Topic
 from pushdemo.web.config import includeme
 from pushdemo.web.json_yield import json_yield
+from pushdemo.web.on_commit import publish_on_commit
 from pushdemo.web.settings import SettingsError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "includeme",
     "json_yield",
     "memorize",
+    "publish_on_commit",
     "publisher",
     "topic",
 ]

@@ -32,7 +32,7 @@ RULES = {
     "delivery": Rule({"topics", "transports"}),
     "cache": Rule(set(), {"cachetools"}),
     "redis": Rule({"topics", "cache"}, {"redis"}),
-    "web": Rule({"topics", "transports", "delivery", "cache", "redis"}, {"pyramid", "prometheus_client"}),
+    "web": Rule({"topics", "transports", "delivery", "cache", "redis"}, {"pyramid", "prometheus_client", "sqlalchemy"}),
     "loop": Rule(set()),
     "bursts": Rule(set()),
     "workers": Rule(set(), {"waitress"}),

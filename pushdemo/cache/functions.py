@@ -182,6 +182,10 @@ class Caches:
         for cache in named:
             cache.clear()
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a function called `name`, whose values `clear` can forget."""
+        return _exists(name) or any(cache.name == name for cache in self._by_name())
+
     def check(self) -> None:
         """Raise UnknownFunctionError if `functions` names one that does not exist; for when all is imported."""
         for name in self._functions:

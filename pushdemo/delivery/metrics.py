@@ -115,6 +115,7 @@ class Counters:
         self._lock = threading.Lock()  # guards what follows
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._refusals: Counter[tuple[str, int]] = Counter()
+        self._unsent: Counter[tuple[str, str]] = Counter()
 
     def tally(self, topic: str, transport: str) -> Tally:
         """That of a topic (the names of several, joined by commas, where they share a connection) by a transport."""
@@ -126,6 +127,11 @@ class Counters:
         with self._lock:
             self._refusals[kind, status] += 1
 
+    def unsent(self, topic: str, why: str) -> None:
+        """A message was not sent: its transaction was "aborted", or sending it has "failed" after the commit."""
+        with self._lock:
+            self._unsent[topic, why] += 1
+
     def figures(self) -> dict[tuple[str, str], Figures]:
         """The figures by topic and transport."""
         with self._lock:
@@ -136,3 +142,8 @@ class Counters:
         """How many were refused, by kind and HTTP status."""
         with self._lock:
             return dict(sorted(self._refusals.items()))
+
+    def unsent_messages(self) -> dict[tuple[str, str], int]:
+        """How many messages were not sent, by their topic's pattern and why."""
+        with self._lock:
+            return dict(sorted(self._unsent.items()))

@@ -114,8 +114,8 @@ class RedisTopic(Topic):
 
     # -- what publishers and sources do
 
-    def _append(self, body: bytes, kind: EntryKind) -> Message:
-        message = self.append(body, kind)
+    def _append(self, body: bytes, kind: EntryKind, event: str = "") -> Message:
+        message = self.append(body, kind, event=event)
         assert message is not None
         return message
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from pushdemo.forking import call_in_child
-from pushdemo.topics.content import XML
+from pushdemo.topics.content import XML, body
 from pushdemo.topics.merged import MergedTopic
 from pushdemo.topics.message import Message
 from pushdemo.topics.pattern import Pattern, Reference
@@ -60,6 +60,7 @@ class Declaration:
     equip: Callable[[Topic, Mapping[str, str]], MessageProducer] | None = None
     forget: Callable[[Topic], None] | None = None
     lifetime: float = FOREVER
+    encode: Callable[[str, Any], bytes] | None = None  # a value as a body of a type; else as content.body does
     # Under the catalog's lock:
     idle: OrderedDict[str, Topic] = field(default_factory=OrderedDict)  # without clients, the longest idle first
     forgotten: int = 0
@@ -221,14 +222,23 @@ class Catalog(Mapping[str, Topic]):
         with self._lock:
             return self._live.get(reference.name) or self._forgotten.get(reference.name)
 
-    def publish(self, reference: Reference, value: Any) -> Message | None:
+    def encode(self, reference: Reference, value: Any) -> bytes:
+        """A value as a body of a topic, which need not live. Raises what Topic.publish does."""
+        declaration = self._declaration(reference.pattern)
+        return (declaration.encode or body)(declaration.content_type, value)
+
+    def publish(self, reference: Reference, value: Any, *, event: str = "") -> Message | None:
         """Publish to a topic; see Topic.publish. None where there was no room for a new topic: that is counted."""
+        return self.publish_body(reference, self.encode(reference, value), event=event)
+
+    def publish_body(self, reference: Reference, body: bytes, *, event: str = "") -> Message | None:
+        """As `publish`, of a value that is a body of the topic's type already."""
         try:
             topic = self.open(reference)
         except TopicLimitError as error:
             self._drop(self._declared[reference.pattern], error)
             return None
-        return topic.publish(value)
+        return topic.publish_body(body, event=event)
 
     def merged(self, topics: Sequence[Topic]) -> Topic:
         """These topics as one, the same for all clients of the same topics at one time; a single one is itself."""
@@ -257,6 +267,8 @@ class Catalog(Mapping[str, Topic]):
         if mortal and not self._make_room():
             raise TopicLimitError(f"all {self.limit} topics that may live have clients (pushdemo.topics.limit)")
         topic = declaration.make(reference)
+        if declaration.encode:
+            topic.encode = declaration.encode
         if mortal:
             topic.on_clients = self._clients_changed
             topic.values = reference.values

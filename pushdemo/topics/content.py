@@ -31,6 +31,7 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = rf"[ \t]*;[ \t]*({_TOKEN})=({_TOKEN}|\"[\t \x21\x23-\x5b\x5d-\x7e]*\")"
 _MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:{_PARAMETER})*")
 _PARAMETERS = re.compile(_PARAMETER)
+_COMPOSED = (dict, list, tuple, set, frozenset)  # as text they are Python's, which no client reads
 _XML_TYPES = re.compile(r"(?:application|text)/xml\b", re.IGNORECASE)
 
 
@@ -72,11 +73,17 @@ def body(content_type: str, value: Any) -> bytes:
     """`value` as a body of `content_type`: bytes as they are; else XML, JSON (RFC 8259) or plain text in UTF-8.
 
     XML is a document with the root `<message>` and `str(value)` as its text. Line breaks in bytes of JSON become
-    spaces. Raises TypeError where the value cannot be a body of that type; ValueError for bytes that are no UTF-8 or no
-    JSON where the type says so, and where it holds this process's multipart boundary, which would forge a part.
+    spaces. Raises TypeError where the value cannot be a body of that type, as a dict or a list can be JSON's alone;
+    ValueError for bytes that are no UTF-8 or no JSON where the type says so, and where it holds this process's
+    multipart boundary, which would forge a part.
     """
     if isinstance(value, bytes):
         made = _checked(content_type, value)
+    elif isinstance(value, _COMPOSED) and not is_json(content_type):
+        raise TypeError(
+            f"a message of type {content_type} is text or bytes, not {type(value).__name__}: declare the topic with "
+            'content_type="application/json"'
+        )
     elif _XML_TYPES.match(content_type):
         return xml(str(value))
     elif is_json(content_type):

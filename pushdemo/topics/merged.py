@@ -128,6 +128,7 @@ class MergedTopic(Topic):
             kind=kind or entry.kind,
             time=entry.time,
             topic=name,
+            event=entry.event,
         )
 
 

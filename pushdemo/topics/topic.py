@@ -76,6 +76,7 @@ class Topic:
         "clock",
         "closed",
         "content_type",
+        "encode",
         "ended",
         "epoch",
         "head",
@@ -106,6 +107,7 @@ class Topic:
         self.name = name
         self.pattern = pattern or name  # what is counted by, since names may be many and private
         self.content_type = content.check_type(content_type)
+        self.encode: Callable[[str, Any], bytes] = content.body  # an application may have its own renderers
         self.clock = clock
         self.epoch = secrets.token_hex(4)  # the topic's life: a process started anew, or forked, is another one
         self.producer: MessageProducer | None = None
@@ -175,14 +177,19 @@ class Topic:
 
     # -- what publishers and producers do
 
-    def publish(self, value: Any) -> Message:
+    def publish(self, value: Any, *, event: str = "") -> Message:
         """Add a message with `value` as its content and tell everyone. Never waits for a client.
 
-        Any thread may call it, but no signal handler: that may interrupt a `publish` of its own thread, whose lock it
-        would wait for. A handler can set an event that a thread waits for. Raises TypeError or ValueError where `value`
-        cannot be a body of the topic's type (content.body says when), and RuntimeError once the topic has ended.
+        `event` is the event's name. Any thread may call it, but no signal handler: that may interrupt a `publish` of its
+        own thread, whose lock it would wait for. A handler can set an event that a thread waits for. Raises TypeError or
+        ValueError where `value` cannot be a body of the topic's type (content.body says when), ValueError for a name
+        that no event can have, and RuntimeError once the topic has ended.
         """
-        return self._append(content.body(self.content_type, value), "message")
+        return self.publish_body(self.encode(self.content_type, value), event=event)
+
+    def publish_body(self, body: bytes, *, event: str = "") -> Message:
+        """As `publish`, of a value that is a body of the topic's type already."""
+        return self._append(body, "message", content.check_event(event))
 
     def notify(self, kind: EntryKind) -> None:
         """Tell every client "reset" or "failing", at this place in the order."""
@@ -204,7 +211,7 @@ class Topic:
                 self.producer.close()
         self._tell()
 
-    def _append(self, body: bytes, kind: EntryKind) -> Message:
+    def _append(self, body: bytes, kind: EntryKind, event: str = "") -> Message:
         with self.lock:
             if self.ended or self.closed:
                 raise RuntimeError(f"topic {self.name} has ended: nothing can be published to it")
@@ -221,6 +228,7 @@ class Topic:
                 time=self.clock(),
                 topic=self.name,
                 epoch=self.epoch,
+                event=event,
             )
             self._keep(message)
         self._tell()

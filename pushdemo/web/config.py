@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -31,7 +31,8 @@ from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.producer import check_source
 from pushdemo.topics.topic import MessageProducer, Topic
 from pushdemo.web.broker import Backend, InProcess
-from pushdemo.web.publish import end_topic, publish
+from pushdemo.web.publications import Publications
+from pushdemo.web.publish import RequestMemorized, end_topic, publish
 from pushdemo.web.push import Clients, push
 from pushdemo.web.sessions import Sessions
 from pushdemo.web.settings import Settings, SettingsError
@@ -61,7 +62,8 @@ def includeme(config: Configurator) -> None:
     pool = SourcePool(settings.sources_threads, settings.sources_limit)
     backend = registry["pushdemo.backend"] = _backend(settings, pool)
     topics = registry["pushdemo.topics"] = Catalog(limit=settings.topics_limit, pool=pool)
-    registry["pushdemo.clients"] = Clients(settings)
+    clients = registry["pushdemo.clients"] = Clients(settings)
+    registry["pushdemo.publications"] = Publications(registry, topics, clients.counters)
     registry["pushdemo.caches"] = Caches(
         duration=settings.memorize_duration,
         stale=settings.memorize_stale,
@@ -81,7 +83,7 @@ def includeme(config: Configurator) -> None:
     config.add_request_method(push)
     config.add_request_method(publish)
     config.add_request_method(end_topic)
-    config.add_request_method(_CachesOfRequest(), "memorized")
+    config.add_request_method(RequestMemorized(), "memorized")
     config.include("pushdemo.web.json_yield")
     config.add_tween("pushdemo.web.config.tween")
     _check_open_files(settings.max_clients)
@@ -94,6 +96,7 @@ def add_topic(
     *,
     interval: float | None = None,
     content_type: str = content.XML,
+    renderer: str = "",
     history: int | None = None,
     history_bytes: int | None = None,
     lifetime: float | None = None,
@@ -104,7 +107,9 @@ def add_topic(
     `name` is the topic's name, or a pattern with placeholders such as `orders.{user}`: a topic for each user.
     `source` makes its messages: a function, called every `interval` seconds (the ini's `pushdemo.interval` where it is
     left out), or a generator function, asked for its next value as often; with `interval` 0 it sets its own pace. It is
-    called with the pattern's values, as text, by keyword. Without a source the topic is only published to. `history` is
+    called with the pattern's values, as text, by keyword; and with the registry, if its first parameter is `registry`.
+    Without a source the topic is only published to. A `renderer` makes the body of each value, for all clients, with a
+    blank request; JSON is made by the application's own. `history` is
     the number of messages kept (`pushdemo.history`), `history_bytes` bounds their bodies (`pushdemo.history_bytes`). A
     topic of a pattern is forgotten `lifetime` seconds (`pushdemo.topics.lifetime`) after it last had a client or a
     message; one with a name of its own only where `lifetime` is given. Where nodes share topics at a Redis, one that is
@@ -134,6 +139,7 @@ def add_topic(
     if source is not None:
         pace = settings.interval if interval is None else interval
         check_source(name, source, pace)
+        source = with_registry(registry, source)
         _check_keywords(pattern, source)
         equip = _equip(backend, pattern, source, pace, registry["pushdemo.caches"].active)
     declaration = Declaration(
@@ -150,6 +156,7 @@ def add_topic(
         equip=equip,
         forget=backend.forget,
         lifetime=lifetime,
+        encode=registry["pushdemo.publications"].encoder(renderer, config.package),
     )
     introspectable = config.introspectable("pushdemo topics", name, name, "topic")
     introspectable.update(name=name, source=source, content_type=content_type)
@@ -158,6 +165,38 @@ def add_topic(
         partial(_declare, registry, backend, declaration, history=history),
         introspectables=(introspectable,),
     )
+
+
+def with_registry(registry: Registry, source: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a source that is given the registry, if its first parameter is called `registry`.
+
+    A source that rests does not keep the registry, whose end is the application's.
+    """
+    try:
+        first = next(iter(inspect.signature(source).parameters), "")
+    except ValueError:  # a builtin may have none
+        return source
+    if first != "registry":
+        return source
+    reference = weakref.ref(registry)
+    if inspect.isgeneratorfunction(source):
+
+        def generating(**values: str) -> Iterator[Any]:
+            yield from source(reference(), **values)
+
+        return _described(generating, source)
+
+    def calling(**values: str) -> Any:
+        return source(reference(), **values)
+
+    return _described(calling, source)
+
+
+def _described(function: Callable[..., Any], source: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(source)
+    _, *others = signature.parameters.values()
+    function.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    return function
 
 
 def _declare(registry: Registry, backend: Backend, declaration: Declaration, *, history: int) -> None:
@@ -197,18 +236,6 @@ def _check_keywords(pattern: Pattern, source: Callable[..., Any]) -> None:
     except TypeError as error:
         wanted = ", ".join(pattern.placeholders) or "nothing"
         raise TypeError(f"topic {pattern.text}: its source is called with {wanted}: {error}") from None
-
-
-class _CachesOfRequest:
-    """Request attribute: the application's memorized values, to look at with `info()`, to forget with `clear(name)`.
-
-    Pyramid binds it as it binds a request method. For a property it would make a class, anew for each request, which
-    takes a sixth of all the time that a small view does.
-    """
-
-    def __get__(self, request: Request, owner: type) -> Caches:
-        caches: Caches = request.registry["pushdemo.caches"]
-        return caches
 
 
 def tween(handler: Callable[[Request], Response], registry: Registry) -> Callable[[Request], Response]:

@@ -67,6 +67,12 @@ class StatusCollector(Collector):
         for (kind, status), count in counters.refusals().items():
             refusals.add_metric((kind, str(status)), count)
         yield refusals
+        unsent = CounterMetricFamily(
+            "pushdemo_unsent", "Messages dropped with a transaction, or lost after its commit.", labels=("topic", "why")
+        )
+        for (pattern, why), count in counters.unsent_messages().items():
+            unsent.add_metric((pattern, why), count)
+        yield unsent
         ready = float(not self._status.backend.trouble)
         yield GaugeMetricFamily("pushdemo_ready", "0 while nothing can be published.", value=ready)
         yield from self._places()

@@ -1,14 +1,18 @@
-"""Values as JSON, by the application's own "json" renderer where they need it. Any thread may call this."""
+"""Values as bodies of messages, and as JSON, by the application's own renderers where they need it. Any thread."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from pyramid.registry import Registry
 from pyramid.renderers import render
 from pyramid.request import Request, apply_request_extensions
+from pyramid.threadlocal import RequestContext
+
+from pushdemo.topics import content
 
 # NaN and Infinity are no JSON (RFC 8259, section 6), and no browser reads them.
 _compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -35,6 +39,31 @@ def json_text(
     json.loads(text, parse_constant=_refuse)
     one_line: str = text.translate(_ONE_LINE)
     return one_line
+
+
+def body_of(
+    registry: Registry, content_type: str, value: Any, renderer: str = "", package: ModuleType | None = None
+) -> bytes:
+    """Return `value` as a body of `content_type`, which all clients share.
+
+    JSON is the application's own (`json_text`). A `renderer`, looked for in `package` where its name is relative, makes
+    the body of the value: it is given a blank request, so that nothing of the publisher's reaches the clients. Raises
+    TypeError or ValueError where the value cannot be a body of that type.
+    """
+    base_url = registry["pushdemo.settings"].base_url
+    if renderer:
+        with RequestContext(request := blank_request(registry, base_url)):
+            given = value if isinstance(value, Mapping) else {"value": value}
+            text = render(renderer, given, request=request, package=package)
+        return content.body(content_type, text.encode() if isinstance(text, str) else text)
+    if not content.is_json(content_type) or isinstance(value, bytes):
+        return content.body(content_type, value)
+    try:
+        return content.body(content_type, value)
+    except TypeError:
+        pass  # the application may know how
+    with RequestContext(request := blank_request(registry, base_url)):
+        return content.body(content_type, json_text(registry, value, request).encode())
 
 
 def blank_request(registry: Registry, base_url: str = "http://localhost") -> Request:

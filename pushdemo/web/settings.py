@@ -24,6 +24,7 @@ _FUNCTION = re.compile(r"pushdemo\.memorize\.(.+)\.duration")
 _REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+(?:sentinel|cluster))?|unix)://")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,50}")
 
+_BASE_URL = re.compile(r"https?://[^/?#\s]+(?:/[^?#\s]*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
 
 
@@ -66,6 +67,12 @@ def _origins(text: str) -> tuple[str, ...]:
     return found
 
 
+def _base_url(text: str) -> str:
+    if not _BASE_URL.fullmatch(text):
+        raise ValueError
+    return text.rstrip("/")
+
+
 def _redis_url(text: str) -> str:
     if text and not _REDIS_URL.match(text):
         raise ValueError
@@ -84,6 +91,7 @@ COUNT = Converter(_count, "a whole number, 1 or more")
 ORIGINS = Converter(_origins, "* or origins (scheme://host[:port], in lower case) separated by spaces")
 REDIS_URL = Converter(_redis_url, "a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or nothing")
 REDIS_NAMESPACE = Converter(_redis_namespace, "up to 50 letters, digits, _, . or -")
+BASE_URL = Converter(_base_url, "an address such as https://example.org/app")
 PERMISSION = Converter(str, "the name of a permission, or nothing")
 
 
@@ -119,6 +127,9 @@ class Settings:
         SECONDS_ABOVE_0,
         3.0,
         "seconds before a client reconnects that has lost its stream; each stream begins with it",
+    )
+    base_url: str = option(
+        "base_url", BASE_URL, "http://localhost", "the application's address, for the links in what it publishes"
     )
     max_clients: int = option("max_clients", COUNT, 10_000, "clients held at once; the next one gets 503")
     max_threads: int = option(

@@ -74,6 +74,10 @@ class Status:
                 {"kind": kind, "reason": REASONS.get((kind, status), ""), "status": status, "count": count}
                 for (kind, status), count in counters.refusals().items()
             ],
+            "unsent": [
+                {"topic": topic, "why": why, "count": count}
+                for (topic, why), count in counters.unsent_messages().items()
+            ],
             "generators": self.sessions.info(),
             "memorize": [
                 {"function": name, **info._asdict(), "age": None if info.age is None else round(info.age, 1)}

@@ -70,7 +70,16 @@ def test_the_parts_of_a_boundary_are_ordinary_text() -> None:
     assert BOUNDARY[1:].encode() in content.xml(BOUNDARY[1:])
 
 
-@pytest.mark.parametrize(("value", "text"), [(7, "7"), (None, "None"), (1.5, "1.5"), ([1], "[1]")])
+@pytest.mark.parametrize(
+    "content_type", [content.XML, "text/xml;charset=utf-8", "text/plain", "text/html", "image/png"]
+)
+@pytest.mark.parametrize("value", [{"a": 1}, {}, [1], (), {1}, frozenset()])
+def test_a_dict_or_a_list_is_json_alone(content_type: str, value: Any) -> None:
+    with pytest.raises(TypeError, match='content_type="application/json"'):
+        content.body(content_type, value)
+
+
+@pytest.mark.parametrize(("value", "text"), [(7, "7"), (None, "None"), (1.5, "1.5")])
 def test_xml_takes_any_value_as_its_text(value: Any, text: str) -> None:
     assert read(content.body("text/xml; charset=utf-8", value)) == text
 
