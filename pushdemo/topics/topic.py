@@ -180,10 +180,10 @@ class Topic:
     def publish(self, value: Any, *, event: str = "") -> Message:
         """Add a message with `value` as its content and tell everyone. Never waits for a client.
 
-        `event` is the event's name. Any thread may call it, but no signal handler: that may interrupt a `publish` of its
-        own thread, whose lock it would wait for. A handler can set an event that a thread waits for. Raises TypeError or
-        ValueError where `value` cannot be a body of the topic's type (content.body says when), ValueError for a name
-        that no event can have, and RuntimeError once the topic has ended.
+        `event` is the event's name. Any thread may call it, but no signal handler: that may interrupt a `publish` of
+        its own thread, whose lock it would wait for. A handler can set an event that a thread waits for. Raises
+        TypeError or ValueError where `value` cannot be a body of the topic's type (content.body says when), ValueError
+        for a name that no event can have, and RuntimeError once the topic has ended.
         """
         return self.publish_body(self.encode(self.content_type, value), event=event)
 
