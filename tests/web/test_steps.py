@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from webtest import TestApp
 from pushdemo import json_yield
 from tests.fixtureapps.shop import make_app
 from tests.fixtureapps.shop.models import Item
+from tests.support import Client, port_of, serving
 
 Views = dict[str, Callable[..., Any]]
 
@@ -522,6 +524,28 @@ def test_a_steps_finished_callbacks_run(shop: Callable[..., Shop], how: str) -> 
             yield len(finished)
 
     assert shop({"noting": noting_the_end}).walk(how, "noting") == [1, 2]
+
+
+def test_steps_of_a_parked_stream_are_committed_in_whatever_thread(shop: Callable[..., Shop]) -> None:
+    threads: set[str] = set()
+
+    def raising(request: Request) -> Iterator[list[Any]]:
+        for _ in range(5):
+            with request.step() as step:
+                price = raise_price(step)
+            threads.add(threading.current_thread().name)
+            yield [price, get_current_request() is request]
+
+    site = shop({"raising": raising})
+    with serving(site.wsgi, threads=2) as server, Client(port_of(server)) as client:
+        client.get("/steps/raising?key=S", "Accept: text/event-stream").head()
+        for price in range(4, 9):
+            client.until(f"data: [{price}, true]\n".encode())
+            with Client(port_of(server)) as other:
+                other.get("/items/bread")
+                assert json.loads(other.response()[2])["price"] >= price
+        client.until(b"event: end\n")
+    assert all(name.startswith("waitress") for name in threads)
 
 
 # Changes that are lost
