@@ -389,9 +389,10 @@ def answer_failure(error: Exception, request: Request) -> Response:
     """Exception view: 500 as JSON, which tells nothing of the inside; the log has the rest."""
     owner: Owner = request._pushdemo_owner
     retry = sys.modules.get("pyramid_retry")
-    first: Exception = request.environ.setdefault("pushdemo.failure", error)  # of all attempts
-    if retry is None or not retry.is_error_retryable(request, error):
-        log_failure(first, owner, request.url)
+    if retry is not None and retry.is_error_retryable(request, error):
+        request.environ.setdefault("pushdemo.failure", error)  # to be logged if all attempts fail
+    else:
+        log_failure(request.environ.pop("pushdemo.failure", error), owner, request.url)
     request.registry[CLIENTS_KEY].counters.refused("generator", 500)
     count = _sessions(request).count(owner, 0)
     return _respond(request, 500, _document("error", "null", count, owner.key, reason=FAILED))
