@@ -130,11 +130,17 @@ class Sessions:
         what is kept no longer, for a session closed meanwhile and for one that is not here, 421 for one that is another
         process's, 503 at the limit and while stopping.
         """
-        session, has_turn = self._claim(Call(owner, start, after, accumulate, origin, peer, wait=most > 0))
-        if not has_turn:  # it runs at this moment, so it has not ended
-            if after is not None and after > session.count:
-                raise beyond(after, session.count)
-            return Answer("ready", (), session.count)
+        with self._lock:
+            session = self._find(owner, after)
+            has_turn = session is not None and self._try_turn(session, most > 0)
+        if session is None:
+            session, has_turn = self._begin(Call(owner, start, after, accumulate, origin, peer, wait=most > 0))
+        if not has_turn:
+            if not most:  # it runs at this moment, so it has not ended
+                if after is not None and after > session.count:
+                    raise beyond(after, session.count)
+                return Answer("ready", (), session.count)
+            self._await_turn(session)
         try:
             after = session.count if after is None else after
             if after > session.count:
@@ -223,15 +229,7 @@ class Sessions:
         """Locked. The sessions by name."""
         return {session.name: owner for store in (self._live, self._ended) for owner, session in store.items()}
 
-    def _claim(self, call: Call) -> tuple[Session, bool]:
-        """Return the owner's session, a new one where there is none; and whether with its turn: always, if it waits."""
-        with self._lock:
-            session = self._find(call.owner, call.after)
-            has_turn = session is not None and self._try_turn(session, call.wait)
-        if session is None:
-            session, has_turn = self._begin(call)
-        if has_turn or not call.wait:
-            return session, has_turn
+    def _await_turn(self, session: Session) -> None:
         try:
             has_turn = session.turn.acquire(timeout=self._turn_timeout)
         finally:
@@ -239,7 +237,6 @@ class Sessions:
                 self._waiting -= 1
         if not has_turn:
             raise _busy(session)
-        return session, True
 
     # Of the following, those with "Locked" are called under the lock.
 
