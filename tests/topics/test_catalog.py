@@ -22,7 +22,7 @@ from pushdemo.topics.pattern import Pattern, Reference, topic
 from pushdemo.topics.pool import Call, SourcePool
 from pushdemo.topics.producer import Producer
 from pushdemo.topics.topic import EARLIEST, Topic
-from tests.support import PATIENCE, in_child, wait_until
+from tests.support import PATIENCE, in_child, threads, wait_until
 
 LIFETIME = 60.0
 
@@ -122,8 +122,12 @@ def test_each_of_several_topics_takes_its_own_values(clock: Clock) -> None:
     assert [reference.name for reference in found] == ["news", "a.~1", "b.~1.~2", "a.~z"]
     with pytest.raises(TypeError, match="lacks y"):
         catalog.refer_all(["a.{x}", "b.{x}.{y}"], {"x": 1})
-    with pytest.raises(TypeError, match="there is no placeholder z"):
+    with pytest.raises(TypeError, match=r"a.\{x\}, news: there is no placeholder z"):
         catalog.refer_all(["a.{x}", "news"], {"x": 1, "z": 2})
+    with pytest.raises(TypeError, match="no topic: there is no placeholder z"):
+        catalog.refer_all([], {"z": 2})
+    with pytest.raises(TypeError, match="a topic is a name, a pattern or a reference, not None"):
+        catalog.refer_all([None], {})  # type: ignore[list-item]
 
 
 def test_a_reference_takes_no_further_values(rooms: Catalog) -> None:
@@ -341,6 +345,15 @@ def test_a_closed_catalog_closes_all_of_its_topics(rooms: Catalog) -> None:
     assert there.closed
 
 
+def test_a_closed_catalog_leaves_no_thread_that_waits_for_a_lifetime() -> None:
+    catalog = Catalog()
+    catalog.declare(declaration("room.{id}", lifetime=3600))
+    catalog.publish(room(1), "a")
+    assert threads("pushdemo-sources")
+    catalog.close()
+    wait_until(lambda: not threads("pushdemo-sources"), what="the end of the pool")
+
+
 # -- sources
 
 
@@ -556,16 +569,16 @@ def test_no_message_is_lost_between_clients_publishers_and_the_clean_up() -> Non
             catalog.publish(room(chance.randrange(5)), "noise")
             nap(chance)
 
-    threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
+    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
     others = [threading.Thread(target=disturb) for _ in range(2)]
-    for thread in threads + others:
+    for thread in visitors + others:
         thread.start()
-    for thread in threads:
+    for thread in visitors:
         thread.join(3 * PATIENCE)
     over.set()
     for thread in others:
         thread.join(PATIENCE)
-    assert not any(thread.is_alive() for thread in threads)
+    assert not any(thread.is_alive() for thread in visitors)
     assert len(found) > 500
     assert [turn for turn, whole in found if not whole] == []
     assert sum(figures.clients for figures in catalog.figures()) == 0

@@ -122,7 +122,23 @@ def test_missing_and_further_keywords_are_named(values: dict[str, Any], words: s
 
 @pytest.mark.parametrize(
     "text",
-    ["a b", "a/{b}", "", "é{x}", "a~{x}", "a%{x}", "{x", "x}", "{{x}}", "a" * 101 + "{x}", "message", "end"],
+    [
+        "a b",
+        "a/{b}",
+        "{b} c",
+        "a{b}/c",
+        "{a}b{c}d e",
+        "",
+        "é{x}",
+        "a~{x}",
+        "a%{x}",
+        "{x",
+        "x}",
+        "{{x}}",
+        "a" * 101 + "{x}",
+        "message",
+        "end",
+    ],
 )
 def test_a_text_that_is_no_pattern_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="topic"):
