@@ -81,6 +81,7 @@ class Link:
         # When a command was last answered, was not, and was refused as all writes are; any thread sets the first.
         self._succeeded = self._failed = self._refused = float("-inf")
         self._trouble = self._refusal = self._full = ""
+        self.refusals = 0  # how often a write was refused as all are
         self._known = False  # whether anything has been heard of it, good or bad
         self._quiet_until: dict[str, float] = {}  # by the kind of error
         self._scripts: dict[tuple[str, bool, bool], Script] = {}  # made once, for thousands of topics; any thread
@@ -218,7 +219,7 @@ class Link:
             if not connection.is_connected:
                 connection.connect()  # behind Sentinel, sending would not ask where the master is
             answers = _exchange(connection, requests)
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        except (redis.RedisError, OSError) as error:  # what Redis says to single commands is among the answers
             connection.disconnect()
             if _no_master(error):  # said when the connection began
                 self.pool.drop(connection)
@@ -295,6 +296,7 @@ class Link:
         with self._lock:
             known = self._refusal or self._full
             self._refused = self._clock()
+            self.refusals += 1
             self._refusal = self._full = ""
             if _is_full(error):
                 self._full = f"Redis is full: {_named(error)}"
@@ -402,7 +404,7 @@ def _is_full(error: object) -> bool:
 def _sentence(error: Exception) -> str:
     """What has happened to a connection, with Redis as the subject."""
     text = str(error) or type(error).__name__
-    refused = isinstance(error, redis.AuthenticationError) or text.startswith(("Invalid Database", "invalid username"))
+    refused = isinstance(error, (redis.AuthenticationError, redis.ResponseError)) or text == "Invalid Database"
     return f"refuses the connection ({text})" if refused else f"is not reachable ({text})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import weakref
@@ -61,7 +62,10 @@ class Address:
 def _plain(url: str) -> tuple[redis.ConnectionPool, str]:
     # No retries: a message whose answer was lost on the way would be published twice. RESP2, whichever the library's
     # default: it says in which shape answers come.
-    options = _defaults(tcp=not url.startswith("unix:"))
+    is_tcp = not url.startswith("unix:")
+    if is_tcp and not re.fullmatch(r"/?\d*", urlsplit(url).path):  # the library would pass a name over
+        raise ValueError
+    options = _defaults(tcp=is_tcp)
     pool = redis.ConnectionPool.from_url(url, **{"max_connections": MOST, **options})
     taken = pool.connection_kwargs
     return pool, taken.get("path") or f"{taken.get('host', 'localhost')}:{taken.get('port', 6379)}"

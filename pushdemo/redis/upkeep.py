@@ -64,6 +64,7 @@ class Upkeep:
     def survey(self) -> Sequence[str] | None:
         """See Chores. Also finds out whether messages can be published."""
         began = self._clock()
+        self._probe_writes()
         answer = self._survey(
             [self._link.key(FORMAT, "clock"), self._link.key(FORMAT, "changes")],
             [self._life, self._number, self._link.key(FORMAT, "topic", ""), _MOST],
@@ -74,7 +75,6 @@ class Upkeep:
             with self._lock:
                 self._declare_due = float("-inf")  # flushed, it may be
         self._life, self._number, self._surveyed = life.decode(), int(number), began
-        self._probe_writes()
         if not again or changed == [b"all"]:
             return None
         return [self._link.news(FORMAT, "topic", name.decode(errors="replace")) for name in changed[::4]]
