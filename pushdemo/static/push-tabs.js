@@ -103,7 +103,7 @@ export class Tabs {
     else if (this.leading) this.post({ who: true });
   }
 
-  /** Asks for the lock, behind all tabs that have asked for it. */
+  /** Asks for the lock. The browser grants it in the order in which tabs ask. */
   contend() {
     if (this.attempt) return;
     const attempt = (this.attempt = new AbortController());

@@ -37,6 +37,7 @@ def server() -> Iterator[Wire]:
 def wire(server: Wire) -> Iterator[Wire]:
     """The server; a request that a test's script does not expect fails the test."""
     server.requests.clear()
+    server.failures.clear()
     yield server
     assert server.failures == []
 

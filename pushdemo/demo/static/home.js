@@ -1,5 +1,6 @@
 /** The front page: shows each message, what it is on the wire, and how the connection does; lets a visitor change it. */
 
+import { describe } from "./states.js";
 import { subscribe } from "../static/push.js";
 import { acceptOf, curlOf, onTheWire } from "./wire.js";
 
@@ -107,23 +108,10 @@ function showState(told) {
   transport = told.transport;
   clearInterval(countdown);
   byId("state").dataset.state = told.state === "live" && told.fallback ? "fallback" : told.state;
-  byId("state-text").textContent = describe(told);
+  byId("state-text").textContent = told.state === "live" ? `Live by ${NAMES[told.transport]}` : describe({ state: told.state });
   byId("countdown").textContent = "";
   if (told.state === "waiting" && told.retry !== undefined) countDown(performance.now() + told.retry);
   byId("why").textContent = told.reason ? sentence(told.reason) : "";
-}
-
-function describe({ state, transport }) {
-  return {
-    connecting: "Connecting",
-    live: `Live by ${NAMES[transport]}`,
-    failing: "The source fails; the server goes on trying",
-    stale: "Stale: nothing comes",
-    waiting: "Connection lost",
-    paused: "Paused while hidden",
-    ended: "Ended: the source is finished",
-    failed: "Refused",
-  }[state];
 }
 
 function sentence(text) {

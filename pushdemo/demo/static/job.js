@@ -1,7 +1,7 @@
 /**
  * The page of the job: starts it, shows how far it is, cancels it, and comes back to it.
  *
- * The key is in the address behind the #, so that a reload, a bookmark or another window finds the same job. A page that
+ * The key is in the address after the #, so that a reload, a bookmark or another window finds the same job. A page that
  * closes leaves the job alone, for it may come back; the server forgets it when nobody has asked for a while.
  */
 
@@ -22,7 +22,7 @@ function start() {
   watch(0);
 }
 
-/** Shows the job of the address, from the item behind `after` on. */
+/** Shows the job of the address, from the item after number `after` on. */
 async function watch(after) {
   const key = keyInAddress();
   watching = new AbortController();

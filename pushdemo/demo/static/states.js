@@ -1,4 +1,4 @@
-/** What the states of a subscription are called on the pages that have no room for more. */
+/** What the states of a subscription are called on the pages. */
 
 const WORDS = {
   connecting: "Connecting",
