@@ -70,13 +70,20 @@ def commit_of(request: Request, tm: Any = None) -> Commit | None:
     return None if manager is None else waiting_in(manager, send_all)
 
 
-def end_topic(request: Request, pattern: str | Reference, /, **values: str | int) -> None:
+def end_topic(
+    request: Request, pattern: str | Reference, /, *, now: bool = False, tm: Any = None, **values: str | int
+) -> None:
     """Request method: end a topic. Its clients get what there is, and a clean end; so does who comes later.
 
-    The end is remembered for the topic's lifetime. Raises what `publish` does.
+    The end is remembered for the topic's lifetime. It waits for the commit of a transaction, after the messages that
+    have been published before it, as `publish` does. Raises what `publish` does.
     """
     catalog: Catalog = request.registry["pushdemo.topics"]
     (reference,) = refer(catalog, (pattern,), values)
+    commit = None if now else commit_of(request, tm)
+    if commit is not None:
+        commit.add(Later(f"to end {reference.pattern}", lambda: catalog.open(reference).end()))
+        return
     try:
         catalog.open(reference).end()
     except (ConnectionError, TopicLimitError) as error:

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from webtest import TestApp
 
 import pushdemo
-from pushdemo import memorize
+from pushdemo import memorize, topic
 from tests.fixtureapps.shop import make_app
 from tests.fixtureapps.shop.models import Item
 
@@ -112,6 +112,23 @@ def test_a_message_waits_for_the_commit_and_keeps_its_order(shop: Shop) -> None:
     assert shop.told() == [0, 1, 2]
     assert "tea" in shop.names()
     assert shop.unsent == {}
+
+
+def test_a_topic_ends_after_the_commit_and_after_its_last_message(shop: Shop) -> None:
+    def last_word(request: Request) -> Any:
+        request.publish("orders.{user}", "the last", user="ann")
+        request.end_topic("orders.{user}", user="ann")
+        return request.registry["pushdemo.topics"].find(topic("orders.{user}", user="ann")) is None
+
+    def failing(request: Request) -> None:
+        request.end_topic("orders.{user}", user="ann")
+        raise LookupError
+
+    shop.post(failing, status=400)
+    assert shop.told() == []
+    assert shop.post(last_word).json is True, "nothing has happened before the commit"
+    assert shop.told() == ["the last"]
+    assert shop.app.registry["pushdemo.topics"]["orders.~ann"].ended
 
 
 def test_an_error_in_the_view_drops_what_it_has_published(shop: Shop) -> None:
