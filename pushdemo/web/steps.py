@@ -180,7 +180,10 @@ def _transaction(request: Request, made: Request) -> Iterator[None]:
             "request.step() needs a transaction manager for each request: "
             "tm.manager_hook = pyramid_tm.explicit_manager in the ini's [app:main]"
         )
-    made.environ |= {"tm.active": True, "tm.manager": manager}
+    active = {"tm.active": True, "tm.manager": manager}
+    around = {name: value for name, value in request.environ.items() if name in active}
+    made.environ |= active
+    request.environ |= active  # so that what this one publishes within the block waits for the block's commit too
     manager.begin()
     finish = manager.abort
     try:
@@ -188,5 +191,7 @@ def _transaction(request: Request, made: Request) -> Iterator[None]:
         if not manager.isDoomed():
             finish = manager.commit
     finally:
-        del made.environ["tm.active"], made.environ["tm.manager"]
+        for name in active:
+            del made.environ[name], request.environ[name]
+        request.environ |= around
         finish()

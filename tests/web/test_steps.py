@@ -526,6 +526,33 @@ def test_a_steps_finished_callbacks_run(shop: Callable[..., Shop], how: str) -> 
     assert shop({"noting": noting_the_end}).walk(how, "noting") == [1, 2]
 
 
+@pytest.mark.parametrize("by_step", [True, False])
+def test_what_a_step_publishes_is_sent_when_the_step_is_committed(
+    shop: Callable[..., Shop], how: str, by_step: bool
+) -> None:
+    def telling(request: Request) -> Iterator[int]:
+        for number in range(3):
+            try:
+                with request.step() as step:
+                    price = raise_price(step)
+                    (step if by_step else request).publish("prices", {"price": price})
+                    if number == 1:
+                        raise ValueError("rolled back")
+            except ValueError:
+                continue
+            yield published(request)
+
+    def published(request: Request) -> Any:
+        return request.registry["pushdemo.topics"]["prices"].head
+
+    def configure(config: Configurator) -> None:
+        config.add_topic("prices", content_type="application/json")
+
+    site = shop({"telling": telling}, configure)
+    assert site.walk(how, "telling") == [1, 2]
+    assert site.price() == 5
+
+
 def test_steps_of_a_parked_stream_are_committed_in_whatever_thread(shop: Callable[..., Shop]) -> None:
     threads: set[str] = set()
 
