@@ -322,6 +322,6 @@ def test_a_client_of_a_source_for_which_there_is_no_thread_is_refused() -> None:
         wait_until(lambda: catalog_of(app).pool.full, what="the source's thread")
         refused = app.get("/a/2", {"transport": "longpoll"}, status=503)
         assert "pushdemo.sources.limit" in refused.text
-        assert refused.headers["Retry-After"] == "5"
+        assert 5 <= int(refused.headers["Retry-After"]) <= 15
         assert poll(app, "a/1", last_event_id="earliest") == [(None, "1")], "others go on"
         release.set()
