@@ -50,7 +50,10 @@ def includeme(config: Configurator) -> None:
     Reads the settings that begin with `pushdemo.`; raises SettingsError for one that is unknown or wrong. Adds:
 
     - `config.add_topic`, a directive;
-    - `request.push`, `request.publish` and `request.end_topic`, methods, and `request.memorized`, an attribute;
+    - `request.push`, `request.publish`, `request.end_topic` and `request.step`, methods, and `request.memorized`, an
+      attribute;
+    - an exception view for what the generators of json_yield raise, with a predicate of its own: other exceptions, and
+      those that the application has a view for, are not its concern;
     - a tween, within which memorized functions use this application's cache and durations;
     - to the registry, under keys that begin with `pushdemo.`: `settings` (Settings), `topics` (Catalog), `backend`
       (where topics and values live), `clients` (admission and timing), `caches` and `generators` (sessions of
