@@ -30,10 +30,11 @@ from pushdemo.topics.pattern import Pattern, Reference
 from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.producer import check_source
 from pushdemo.topics.topic import MessageProducer, Topic
+from pushdemo.web.admission import Clients
 from pushdemo.web.broker import Backend, InProcess
 from pushdemo.web.publications import Publications
 from pushdemo.web.publish import RequestMemorized, end_topic, publish
-from pushdemo.web.push import Clients, push
+from pushdemo.web.push import push
 from pushdemo.web.sessions import Sessions
 from pushdemo.web.settings import Settings, SettingsError
 

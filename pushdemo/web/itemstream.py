@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-from pyramid.httpexceptions import HTTPException
 from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.delivery.subscription import Pace, retry_hint
 from pushdemo.topics.message import Message
 from pushdemo.transports import STREAMS, StreamTransport, format_of
-from pushdemo.web.push import HEADERS, Clients, admit, content_type, negotiate, stream
+from pushdemo.web.admission import Clients, admit, refusals_counted
+from pushdemo.web.push import HEADERS, content_type, negotiate, stream
 from pushdemo.web.session import Answer, Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
 
@@ -159,7 +158,7 @@ def asked_for(request: Request) -> StreamTransport | None:
     """The streaming transport that a request for a generator's items asks for; None where it polls."""
     if "transport" not in request.GET and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
         return None  # a poll has but one form, and gives it whatever is asked for
-    with _refusals_counted(request):
+    with refusals_counted(request, "generator"):
         return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))
 
 
@@ -187,17 +186,8 @@ def respond(
     after = answer.given if after is None else after
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
-    with _refusals_counted(request):
+    with refusals_counted(request, "generator"):
         release = admit(request)
     keep = request.registry["pushdemo.settings"].history
     body = ItemStream(sessions, owner, request.url, after, accumulate, keep, ends, transport, clients.pace, release)
     return stream(request, body, headers)
-
-
-@contextmanager
-def _refusals_counted(request: Request) -> Iterator[None]:
-    try:
-        yield
-    except HTTPException as refusal:
-        request.registry["pushdemo.clients"].counters.refused("generator", refusal.code)
-        raise

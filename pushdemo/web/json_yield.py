@@ -19,8 +19,9 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.web import itemstream
+from pushdemo.web.admission import seconds_to_wait
 from pushdemo.web.expiry import Expires, checked, deadline
-from pushdemo.web.push import cross_origin, last_event_id_of, seconds_to_wait
+from pushdemo.web.push import cross_origin, last_event_id_of
 from pushdemo.web.session import Owner, Refused, log_failure
 from pushdemo.web.sessions import Sessions, Start
 from pushdemo.web.steps import ViewSteps, step

@@ -12,8 +12,9 @@ from pushdemo.cache.functions import Caches, UnknownFunctionError
 from pushdemo.topics.catalog import Catalog, TopicLimitError
 from pushdemo.topics.message import Message
 from pushdemo.topics.pattern import Reference
+from pushdemo.web.admission import RETRY_AFTER
 from pushdemo.web.publications import Later, Publications, send_all
-from pushdemo.web.push import RETRY_AFTER, refer
+from pushdemo.web.push import refer
 from pushdemo.web.transaction import Commit, waiting_in
 
 

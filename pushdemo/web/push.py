@@ -6,9 +6,8 @@ which is free again before the stream begins, where the server offers `pushdemo.
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pyramid.httpexceptions import (
@@ -21,40 +20,18 @@ from pyramid.httpexceptions import (
 from pyramid.request import Request
 from pyramid.response import Response
 
-from pushdemo.delivery.metrics import Counters
-from pushdemo.delivery.subscription import LARGE, LongPoll, Pace, Subscription, beginning
+from pushdemo.delivery.subscription import LARGE, LongPoll, Subscription, beginning
 from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
 from pushdemo.topics.pattern import Reference, TopicValueError
 from pushdemo.topics.topic import EARLIEST, Topic
 from pushdemo.transports import STREAMS, TRANSPORTS, Names, Transport
-from pushdemo.web.places import Places
-from pushdemo.web.settings import Settings
+from pushdemo.web.admission import Clients, admit, refusals_counted, retry_later
 
 ALLOWED = "GET, HEAD, OPTIONS"
-RETRY_AFTER = 5  # seconds, where Redis cannot be reached
-_RETRY_AFTER = 5, 15  # seconds, where there is no place: until some client has left, and not all at the same moment
-
 _LAST_EVENT_ID = re.compile("last[_-]?event[_-]?id", re.IGNORECASE)
 
 # No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
 HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
-
-
-class Clients:
-    """What admission and timing need, one for an application."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.all = Places(settings.max_clients)
-        self.threads = Places(settings.max_threads)
-        self.origins = settings.cors_origins
-        self.counters = Counters()
-        self.pace = Pace(
-            heartbeat=settings.heartbeat,
-            stall_timeout=settings.stall_timeout,
-            longpoll_timeout=settings.longpoll_timeout,
-            counters=self.counters,
-            retry=settings.retry,
-        )
 
 
 def push(
@@ -81,12 +58,12 @@ def push(
     if request.method == "OPTIONS":
         return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
     try:
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
-        references = refer(request.registry["pushdemo.topics"], topics, values)
-        return _respond(request, clients, _chosen(request, references), headers, start)
+        with refusals_counted(request, "topic"):
+            if request.method not in ("GET", "HEAD"):
+                raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
+            references = refer(request.registry["pushdemo.topics"], topics, values)
+            return _respond(request, clients, _chosen(request, references), headers, start)
     except HTTPException as refusal:
-        clients.counters.refused("topic", refusal.code)
         refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
         raise
 
@@ -253,32 +230,3 @@ def cross_origin(request: Request, origins: Sequence[str], methods: str) -> dict
         headers["Access-Control-Allow-Headers"] = "Cache-Control, Last-Event-ID"
         headers["Access-Control-Max-Age"] = "86400"
     return headers
-
-
-def admit(request: Request) -> Callable[[], None]:
-    """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back.
-
-    Raises HTTPServiceUnavailable, with Retry-After, when all are taken.
-    """
-    clients: Clients = request.registry["pushdemo.clients"]
-    parked = "pushdemo.park" in request.environ
-    places = clients.all if parked else clients.threads
-    if places.take():
-        return places.give
-    reason = f"all {places.limit} places for clients are taken (pushdemo.max_clients)"
-    if not parked:
-        reason = (
-            f"all {places.limit} threads that may hold a client are taken (pushdemo.max_threads); under the server "
-            "egg:pushdemo a client holds none"
-        )
-    raise HTTPServiceUnavailable(reason, headers=retry_later())
-
-
-def retry_later() -> dict[str, str]:
-    """Return the header that tells a refused client when to come back."""
-    return {"Retry-After": str(seconds_to_wait())}
-
-
-def seconds_to_wait() -> int:
-    """After how many seconds a refused client should come back: each after others."""
-    return random.randint(*_RETRY_AFTER)

@@ -26,7 +26,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pushdemo import forking
-from pushdemo.web.places import network_of
+from pushdemo.web.admission import network_of
 from pushdemo.web.session import Answer, Owner, Refused, Session, Steps, beyond
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from pushdemo.cache.functions import Caches
 from pushdemo.delivery.metrics import Figures
 from pushdemo.topics.catalog import Catalog
+from pushdemo.web.admission import Clients
 from pushdemo.web.broker import Backend
-from pushdemo.web.push import Clients
 from pushdemo.web.sessions import Sessions
 
 INTERVAL = 2.0  # seconds from one message to the next

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pushdemo.web.places import network_of
+from pushdemo.web.admission import network_of
 from pushdemo.web.session import Owner, Refused
 from pushdemo.web.sessions import Sessions
 from tests.support import threads, wait_until

@@ -1,0 +1,125 @@
+"""Admission: how many clients an application holds at once, who of them count together, and who is refused.
+
+`Places` and `network_of` are for any thread; the rest runs in a request's thread.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from pyramid.httpexceptions import HTTPException, HTTPServiceUnavailable
+from pyramid.request import Request
+
+from pushdemo.delivery.metrics import Counters
+from pushdemo.delivery.subscription import Pace
+from pushdemo.web.settings import Settings
+
+RETRY_AFTER = 5  # seconds, where Redis cannot be reached
+_RETRY_AFTER = 5, 15  # seconds, where there is no place: until some client has left, and not all at the same moment
+
+
+class Places:
+    """So many places, taken and given back by any thread."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._taken = 0  # under the lock; less by what waits in the next line
+        self._given: deque[None] = deque()  # any thread appends, even a garbage collection within the lock
+
+    def take(self) -> bool:
+        """Take a place, if one is left."""
+        with self._lock:
+            while self._given:
+                self._given.pop()
+                self._taken -= 1
+            if self._taken >= self.limit:
+                return False
+            self._taken += 1
+            return True
+
+    def give(self) -> None:
+        """Give a place back. Takes no lock."""
+        self._given.append(None)
+
+    @property
+    def taken(self) -> int:
+        """How many places are taken now."""
+        return self._taken - len(self._given)
+
+
+def network_of(peer: str) -> str:
+    """Whose sessions count together: a client's address, or its part that a network has.
+
+    Empty for this machine's own, which are those of a proxy, and for a Unix socket's.
+    """
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return ""
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return "" if address.is_loopback else str(ip_network((address, 64), strict=False))
+        address = address.ipv4_mapped
+    return "" if address.is_loopback else str(address)
+
+
+class Clients:
+    """What admission and timing need, one for an application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.all = Places(settings.max_clients)
+        self.threads = Places(settings.max_threads)
+        self.origins = settings.cors_origins
+        self.counters = Counters()
+        self.pace = Pace(
+            heartbeat=settings.heartbeat,
+            stall_timeout=settings.stall_timeout,
+            longpoll_timeout=settings.longpoll_timeout,
+            counters=self.counters,
+            retry=settings.retry,
+        )
+
+
+def admit(request: Request) -> Callable[[], None]:
+    """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back.
+
+    Raises HTTPServiceUnavailable, with Retry-After, when all are taken.
+    """
+    clients: Clients = request.registry["pushdemo.clients"]
+    parked = "pushdemo.park" in request.environ
+    places = clients.all if parked else clients.threads
+    if places.take():
+        return places.give
+    reason = f"all {places.limit} places for clients are taken (pushdemo.max_clients)"
+    if not parked:
+        reason = (
+            f"all {places.limit} threads that may hold a client are taken (pushdemo.max_threads); under the server "
+            "egg:pushdemo a client holds none"
+        )
+    raise HTTPServiceUnavailable(reason, headers=retry_later())
+
+
+def retry_later() -> dict[str, str]:
+    """Return the header that tells a refused client when to come back."""
+    return {"Retry-After": str(seconds_to_wait())}
+
+
+def seconds_to_wait() -> int:
+    """After how many seconds a refused client should come back: each after others."""
+    return random.randint(*_RETRY_AFTER)
+
+
+@contextmanager
+def refusals_counted(request: Request, kind: str) -> Iterator[None]:
+    """Count the requests for a "topic" or a "generator" that are refused in here, by the status of what is raised."""
+    try:
+        yield
+    except HTTPException as refusal:
+        request.registry["pushdemo.clients"].counters.refused(kind, refusal.code)
+        raise
