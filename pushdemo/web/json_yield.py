@@ -250,7 +250,7 @@ def _start(request: Request, sessions: Sessions, owner: Owner, generator: Callab
         undo = functools.partial(sessions.undo, owner, request.environ)
         transaction.addAfterCommitHook(lambda committed: committed or undo())
         transaction.addAfterAbortHook(undo)
-    return ViewSteps(generator(), request, str(owner.view), sessions.warned)
+    return ViewSteps(generator(), request, str(owner.view))
 
 
 def _sessions(request: Request) -> Sessions:

@@ -87,7 +87,7 @@ class Sessions:
         self._waiters = waiters
         self._ownership = ownership
         self._clock = clock
-        self.warned: set[str] = set()  # names of views, see ViewSteps; any thread adds
+        self.warned: set[str] = set()  # names of views, see steps.py; any thread adds
         self._begin_empty()
         forking.call_in_child(self._begin_empty)  # the parent's generators are the parent's
 

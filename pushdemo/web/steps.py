@@ -39,16 +39,15 @@ _OF_ONE_REQUEST = ("webob.", "tm.", "retry.", "pushdemo.", "wsgi.input", "CONTEN
 
 
 class ViewSteps:
-    """See Steps in session.py. `request` is the one that begins the generator, `warned` the views warned of already."""
+    """See Steps in session.py. `request` is the one that begins the generator of the view `name`."""
 
-    __slots__ = ("_context", "_generator", "_name", "_request", "_warned")
+    __slots__ = ("_context", "_generator", "_name", "_request")
 
-    def __init__(self, generator: Generator[Any, Any, Any], request: Request, name: str, warned: set[str]) -> None:
+    def __init__(self, generator: Generator[Any, Any, Any], request: Request, name: str) -> None:
         self._generator = generator
         self._request = request
         self._context = vars(request).get("context")  # the router takes it from the request at the end
         self._name = name
-        self._warned = warned
 
     def __next__(self) -> str:
         request = self._request
@@ -66,11 +65,11 @@ class ViewSteps:
                 return self._step()
             finally:
                 if response.headerlist != headers or response.status != status:
-                    self._warn("changes request.response")
+                    _warn(request, "changes request.response")
                 if "session" in known and _contents(known["session"]) != (contents or _stored(request)):
-                    self._warn("changes request.session")
+                    _warn(request, "changes request.session")
                 if len(known.get("finished_callbacks", ())) != callbacks:
-                    self._warn("calls request.add_finished_callback")
+                    _warn(request, "calls request.add_finished_callback")
         finally:
             manager.pop()
 
@@ -108,15 +107,20 @@ class ViewSteps:
             error.add_note(f"{self._name} yields or returns what JSON cannot carry")
             raise
 
-    def _warn(self, what: str) -> None:
-        if self._name not in self._warned:
-            self._warned.add(self._name)
-            log.warning(
-                "json_yield: %s %s in a step after its first answer, which changes nothing any more: docs/databases.md "
-                "says what steps may use (logged once for each view)",
-                self._name,
-                what,
-            )
+
+def _warn(request: Request, what: str) -> None:
+    """Say once for each view what it does in vain."""
+    owner = vars(request).get("_pushdemo_owner")
+    name = str(owner.view) if owner else request.path
+    warned: set[str] = request.registry["pushdemo.generators"].warned
+    if name not in warned:
+        warned.add(name)
+        log.warning(
+            "json_yield: %s %s in a step after its first answer, which changes nothing any more: docs/databases.md "
+            "says what steps may use (logged once for each view)",
+            name,
+            what,
+        )
 
 
 def _contents(session: Any) -> str:
@@ -148,6 +152,10 @@ def step(request: Request) -> Iterator[Request]:
             try:
                 with _transaction(request, made):
                     yield made
+                if "session" in vars(made) and _contents(made.session) != _stored(made):
+                    _warn(request, "changes step.session")
+                if "response" in vars(made):
+                    _warn(request, "uses step.response")
             finally:
                 made._process_finished_callbacks()
     finally:

@@ -610,6 +610,30 @@ def test_a_change_after_the_first_step_is_warned_of_once_with_the_views_name(
     assert f" {what} " in warning
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda step: step.session.flash("done"), "changes step.session"),
+        (lambda step: step.response.set_cookie("step", "1"), "uses step.response"),
+        (lambda step: step.session.get("user"), None),
+    ],
+)
+def test_a_change_of_a_steps_own_session_or_response_is_warned_of_too(
+    shop: Callable[..., Shop], how: str, caplog: pytest.LogCaptureFixture, change: Any, what: str | None
+) -> None:
+    def changing(request: Request) -> Iterator[int]:
+        for number in range(3):
+            with request.step() as step:
+                change(step)
+            yield number
+
+    site = shop({"changing": changing})
+    site.app.get("/login?user=ann")
+    site.walk(how, "changing")
+    assert len(warnings(caplog)) == (what is not None)
+    assert not what or what in warnings(caplog)[0]
+
+
 def test_a_nested_change_of_a_session_that_the_first_step_has_changed_is_warned_of(
     shop: Callable[..., Shop], caplog: pytest.LogCaptureFixture
 ) -> None:
