@@ -30,7 +30,7 @@ from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.scripts import FORMAT, LOOK, PUBLISH
 from pushdemo.topics import content
 from pushdemo.topics.message import EntryKind, Message, event_id, parse_event_id
-from pushdemo.topics.topic import Beginning, Topic
+from pushdemo.topics.topic import Beginning, Prepared, Topic
 
 log = logging.getLogger("pushdemo")
 
@@ -145,6 +145,25 @@ class RedisTopic(Topic):
             raise self._has_ended()
         nonce = nonce or os.urandom(8).hex()
         answer = self._publish(*self.publishing(known, nonce, kind, body, lease, event))
+        return self._answered(answer, nonce, kind, body, event)
+
+    def prepare(self, body: bytes, *, event: str = "") -> Prepared:
+        """See Topic: in one round trip, with what other topics have."""
+        known, nonce = self.known(), os.urandom(8).hex()
+        if self.closed or (self.ended and self.current):
+            raise self._has_ended()
+        call = self._publish.with_(*self.publishing(known, nonce, "message", body, None, event))
+
+        def finish(answer: Any) -> Message:
+            if isinstance(answer, Exception):
+                raise answer
+            message = self._answered(answer, nonce, "message", body, event)
+            assert message is not None
+            return message
+
+        return Prepared(self._link.ask, call, finish)
+
+    def _answered(self, answer: Sequence[Any], nonce: str, kind: str, body: bytes, event: str) -> Message | None:
         if answer[0] == b"lost":
             raise LeaseLostError
         if answer[0] == b"ended":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pushdemo.forking import call_in_child
@@ -29,6 +29,14 @@ class Beginning(NamedTuple):
     position: int
     reset: bool = False
     backlog: tuple[Message, ...] = ()
+
+
+class Prepared(NamedTuple):
+    """A message that can be sent together with those of other topics: what `send` is given and answers for each."""
+
+    send: Callable[[Sequence[Any]], list[Any]]
+    call: Any
+    finish: Callable[[Any], Message]
 
 
 class MessageProducer(Protocol):
@@ -190,6 +198,10 @@ class Topic:
     def publish_body(self, body: bytes, *, event: str = "") -> Message:
         """As `publish`, of a value that is a body of the topic's type already."""
         return self._append(body, "message", content.check_event(event))
+
+    def prepare(self, body: bytes, *, event: str = "") -> Prepared | None:
+        """What publishes a body together with others; None where `publish_body` does it as well."""
+        return None
 
     def notify(self, kind: EntryKind) -> None:
         """Tell every client "reset" or "failing", at this place in the order."""
