@@ -253,6 +253,16 @@ def test_a_client_that_joins_a_forgotten_topic_makes_it_live_again(rooms: Catalo
     assert names(rooms) == ["1"]
 
 
+def test_what_else_is_kept_for_a_topic_is_let_go_with_it(clock: Clock) -> None:
+    catalog, forgotten = Catalog(clock=clock, pool=Asleep()), []
+    catalog.declare(declaration("room.{id}", forget=lambda topic: forgotten.append(topic.name)))
+    catalog.publish(room(1), "a")
+    clock.now += LIFETIME
+    catalog.sweep()
+    catalog.sweep()
+    assert forgotten == ["room.~1"]
+
+
 def test_an_end_is_remembered_for_the_lifetime(rooms: Catalog, clock: Clock) -> None:
     rooms.publish(room(1), "a")
     rooms.open(room(1)).end()

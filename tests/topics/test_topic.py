@@ -116,6 +116,23 @@ def test_the_history_is_bounded_and_a_cursor_behind_it_skips_to_the_newest() -> 
     assert bodies(after(news, 3)) == [b"d", b"e", b"f"]
 
 
+def test_an_entry_that_moves_while_it_is_looked_for_is_found_and_is_no_gap() -> None:
+    class Moved(Topic):
+        """A topic in which the first look comes between two changes of the history."""
+
+        looks = 0
+
+        def _entry(self, position: int) -> Message | None:
+            self.looks += 1
+            return None if self.looks == 1 else super()._entry(position)
+
+    news = Moved("news", content_type="text/plain")
+    news.publish("a")
+    message, gap = news.following(0)
+    assert message is not None
+    assert (message.body, gap) == (b"a", False)
+
+
 def test_a_new_client_starts_with_the_newest_message() -> None:
     news = topic()
     assert news.newest() == 0
