@@ -8,7 +8,7 @@ values (redis/store.py), the processes of generator sessions (redis/ownership.py
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -60,6 +60,23 @@ class RedisBackend:
     @property
     def warning(self) -> str:
         return self._link.warning
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        pool = self._link.pool
+        return {
+            "leases_held": self._leases.held,
+            "leases_lost": self._leases.lost,
+            "topics_followed": self._reader.following,
+            "reader_lag_seconds": round(self._reader.lag, 3),
+            "connections_in_use": pool.in_use,
+            "connections_idle": pool.idle,
+            "connections_limit": pool.size,
+        }
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        return self._link.errors
 
     def topic(
         self,

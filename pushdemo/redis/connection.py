@@ -161,6 +161,7 @@ class Link:
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise self._lost(error, _sentence(error), began) from error
         except redis.RedisError as error:
+            self._count(error)
             raise self._told([error])[0] from error
         self._found(began)
         return found
@@ -263,8 +264,8 @@ class Link:
 
     def _lost(self, error: Exception, sentence: str, began: float) -> RedisUnavailableError:
         """Note that Redis was not there for what began then, unless that is old news; the error to raise."""
+        self._count(error)
         with self._lock:
-            self._errors[_kind(error)] += 1
             known = bool(self._trouble) and self._known
             # Another thread's command may have been answered since: then the next one fails too, or all is well.
             new = began >= self._succeeded
@@ -283,6 +284,8 @@ class Link:
     def _noted(self, requests: list[_Request], answers: list[Any], began: float) -> list[Any]:
         """The answers, from which it is learnt what Redis can do. Raises RedisUnavailableError while it loads."""
         for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, redis.RedisError):
+                self._count(answer)
             if isinstance(answer, redis.exceptions.BusyLoadingError):
                 raise self._lost(answer, "is loading its data", self._clock()) from answer
             if request.writes and (_no_master(answer) or _is_full(answer)):
@@ -314,10 +317,13 @@ class Link:
         if known:
             log.warning("Redis at %s takes writes again", self.address)
 
+    def _count(self, error: Exception) -> None:
+        with self._lock:
+            self._errors[_kind(error)] += 1
+
     def _say_refused(self, error: Exception, *, quiet: bool) -> None:
         kind = _kind(error)
         with self._lock:
-            self._errors[kind] += 1
             now = self._clock()
             quiet = quiet or now < self._quiet_until.get(kind, now)
             if not quiet:

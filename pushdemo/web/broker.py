@@ -5,7 +5,7 @@ Runs while the application is configured, and whenever a topic is made or forgot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -48,6 +48,14 @@ class Backend(Protocol):
     @property
     def warning(self) -> str:
         """What is wrong that is no reason to send clients elsewhere, in a sentence; empty where nothing is."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What is shared with other nodes, in numbers: see web/prometheus.py for their names; none without others."""
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How often what nodes share has failed, by the kind of error."""
 
     @property
     def pool(self) -> SourcePool:
@@ -100,6 +108,8 @@ class InProcess:
 
     ownership = None
     trouble = warning = ""
+    figures: Mapping[str, float] = {}
+    errors: Mapping[str, int] = {}
 
     def __init__(self, pool: SourcePool) -> None:
         self.pool = pool

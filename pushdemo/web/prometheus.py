@@ -41,6 +41,16 @@ _MEMORIZE = (
     ("age", GaugeMetricFamily, "Age of the newest value, in seconds."),
 )
 
+_REDIS = (
+    ("leases_held", GaugeMetricFamily, "Leases of sources that this node has."),
+    ("leases_lost", CounterMetricFamily, "Leases that another node has taken from a source that ran here."),
+    ("topics_followed", GaugeMetricFamily, "Topics, and what else is shared, whose news this node hears."),
+    ("reader_lag_seconds", GaugeMetricFamily, "Seconds that the newest news took to come here."),
+    ("connections_in_use", GaugeMetricFamily, "Connections in use."),
+    ("connections_idle", GaugeMetricFamily, "Connections that are open and not in use."),
+    ("connections_limit", GaugeMetricFamily, "Connections that there may be for commands."),
+)
+
 
 class StatusCollector(Collector):
     """An application's figures as metrics, whose names begin with `pushdemo_`."""
@@ -75,9 +85,21 @@ class StatusCollector(Collector):
         yield unsent
         ready = float(not self._status.backend.trouble)
         yield GaugeMetricFamily("pushdemo_ready", "0 while nothing can be published.", value=ready)
+        yield from self._redis()
         yield from self._places()
         yield from self._generators()
         yield from self._memorize()
+
+    def _redis(self) -> Iterator[Metric]:
+        backend = self._status.backend
+        figures = backend.figures
+        for name, family, meaning in _REDIS:
+            if name in figures:
+                yield family(f"pushdemo_redis_{name}", meaning, value=figures[name])
+        errors = CounterMetricFamily("pushdemo_redis_errors", "Failures of the shared Redis.", labels=("kind",))
+        for kind, count in backend.errors.items():
+            errors.add_metric((kind,), count)
+        yield errors
 
     def _places(self) -> Iterator[Metric]:
         taken = GaugeMetricFamily("pushdemo_places_taken", "Places for clients taken.", labels=("kind",))

@@ -78,6 +78,10 @@ class Status:
                 {"topic": topic, "why": why, "count": count}
                 for (topic, why), count in counters.unsent_messages().items()
             ],
+            "redis": [
+                *({"figure": name.replace("_", " "), "value": value} for name, value in self.backend.figures.items()),
+                *({"figure": f"errors: {kind}", "value": count} for kind, count in self.backend.errors.items()),
+            ],
             "generators": self.sessions.info(),
             "memorize": [
                 {"function": name, **info._asdict(), "age": None if info.age is None else round(info.age, 1)}

@@ -252,6 +252,10 @@ def test_ready_says_why(fragile: RedisServer) -> None:
     backend = app.registry["pushdemo.backend"]
     client = TestApp(app)
     assert client.get("/health/ready").json == {"ready": True}
+    metrics = client.get("/metrics").text
+    assert "pushdemo_redis_leases_lost_total 0.0" in metrics
+    assert "pushdemo_redis_connections_limit 50.0" in metrics
+    assert "leases held" in client.get("/status").text
     fragile.client.config_set("maxmemory", "1")
     wait_until(lambda: backend.warning, what="the warning")
     answer = client.get("/health/ready", status=200).json
@@ -264,7 +268,9 @@ def test_ready_says_why(fragile: RedisServer) -> None:
     wait_until(lambda: backend.trouble, what="the trouble")
     answer = client.get("/health/ready", status=503).json
     assert answer["reason"].startswith("Redis refuses every write: ReadOnlyError")
-    assert "pushdemo_ready 0.0" in client.get("/metrics").text
+    metrics = client.get("/metrics").text
+    assert "pushdemo_ready 0.0" in metrics
+    assert 'pushdemo_redis_errors_total{kind="OutOfMemoryError"}' in metrics
     app.registry["pushdemo.topics"].close()
     backend.close()
 
