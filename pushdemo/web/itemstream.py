@@ -17,8 +17,8 @@ from pushdemo.topics.message import Message
 from pushdemo.transports import STREAMS, StreamTransport, format_of
 from pushdemo.web.admission import Clients, admit, refusals_counted
 from pushdemo.web.push import HEADERS, content_type, negotiate, stream
-from pushdemo.web.session import Answer, Owner, Refused, log_failure
-from pushdemo.web.sessions import Sessions, Start
+from pushdemo.web.session import Answer, Owner, Refused, Start, log_failure
+from pushdemo.web.sessions import Sessions
 
 JSON = "application/json"
 _STREAM_TYPES = [media_type for kind in STREAMS.values() for media_type in kind.media_types]

@@ -22,8 +22,8 @@ from pushdemo.web import itemstream
 from pushdemo.web.admission import seconds_to_wait
 from pushdemo.web.expiry import Expires, checked, deadline
 from pushdemo.web.push import cross_origin, last_event_id_of
-from pushdemo.web.session import Owner, Refused, log_failure
-from pushdemo.web.sessions import Sessions, Start
+from pushdemo.web.session import Owner, Refused, Start, log_failure
+from pushdemo.web.sessions import Sessions
 from pushdemo.web.steps import ViewSteps, step
 
 KEY_LIMIT = 200  # characters

@@ -102,6 +102,21 @@ class Values:
         self._generator.close()
 
 
+Start = Callable[[], Steps | Generator[Any, Any, Any]]
+
+
+class Call(NamedTuple):
+    """What a call says that may begin a session; see `Sessions.take`."""
+
+    owner: Owner
+    start: Start | None
+    after: int | None
+    accumulate: bool | int
+    origin: object
+    peer: str
+    wait: bool  # for the turn; a call that only looks does not
+
+
 class Answer(NamedTuple):
     """What a call gets: `items` are JSON texts, `given` is the number of the last of them.
 

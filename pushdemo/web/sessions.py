@@ -21,13 +21,13 @@ import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from pushdemo import forking
 from pushdemo.web.admission import network_of
-from pushdemo.web.session import Answer, Owner, Refused, Session, Steps, beyond
+from pushdemo.web.session import Answer, Call, Owner, Refused, Session, Start, beyond
 
 if TYPE_CHECKING:
     from pushdemo.web.broker import Ownership
@@ -38,25 +38,11 @@ _SHARE = 4  # one client address may have the fourth part of the sessions
 CLOSERS = 8  # threads that close generators at once
 RENEWAL = 1.0  # seconds between two renewals of what this process owns
 
-Start = Callable[[], Steps | Generator[Any, Any, Any]]
-
 _CLOSED = "this session was closed"
 _ELSEWHERE = (
     "this session lives in another process: ask again, since a balancer may send the next request there; a site with "
     "several processes should have all requests with one key sent to one of them"
 )
-
-
-class Call(NamedTuple):
-    """What a call says that may begin a session; see `Sessions.take`."""
-
-    owner: Owner
-    start: Start | None
-    after: int | None
-    accumulate: bool | int
-    origin: object
-    peer: str
-    wait: bool  # for the turn; a call that only looks does not
 
 
 class Sessions:
@@ -174,6 +160,15 @@ class Sessions:
                 self._ownership.close(owner.name)
         return session is not None
 
+    def forget_user(self, user: Hashable) -> int:
+        """End all sessions of a user that are here, as `forget` does; returns how many."""
+        with self._lock:
+            ended = {owner: session.name for owner, session in self._all() if owner.user == user}
+            for owner in ended:
+                self._drop(owner)
+        self._give_up(list(ended.values()))
+        return len(ended)
+
     def undo(self, owner: Owner, origin: object, *, failed: bool = False) -> None:
         """Forget the owner's session if the request `origin` began it: what that has done is rolled back.
 
@@ -200,7 +195,7 @@ class Sessions:
         with self._lock:
             self._stopping = True
             names = self._names()
-            for owner in [*self._live, *self._ended]:
+            for owner, _ in self._all():
                 self._drop(owner)
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._open, timeout)
@@ -225,9 +220,13 @@ class Sessions:
                     for name in lost:
                         self._drop(names[name])
 
+    def _all(self) -> list[tuple[Owner, Session]]:
+        """Locked. The sessions with their owners."""
+        return [*self._live.items(), *self._ended.items()]
+
     def _names(self) -> dict[str, Owner]:
-        """Locked. The sessions by name."""
-        return {session.name: owner for store in (self._live, self._ended) for owner, session in store.items()}
+        """Locked. The sessions' owners by the sessions' names."""
+        return {session.name: owner for owner, session in self._all()}
 
     def _await_turn(self, session: Session) -> None:
         try:

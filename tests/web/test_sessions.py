@@ -684,6 +684,18 @@ def test_forgetting_what_runs_does_not_wait_and_its_work_stops_at_the_next_yield
     assert not gate.entered.acquire(blocking=False), "the generator went on after its yield"
 
 
+def test_all_sessions_of_a_user_end_and_no_others(sessions: Sessions) -> None:
+    anns, others = Source(), Source()
+    for key, user in (("a", "ann"), ("b", "ann"), ("a", "ben"), ("a", None)):
+        sessions.take(owner(key, user=user), anns if user == "ann" else others)
+    sessions.take(owner("over", user="ann"), Source(last=0))
+    assert sessions.forget_user("ann") == 3
+    assert sessions.forget_user("ann") == 0
+    wait_until(lambda: len(anns.closed_in) == 2)
+    assert sessions.info() == {"open": 2, "ended": 0, "waiting": 0}
+    assert others.closed_in == []
+
+
 def test_who_waited_for_a_forgotten_session_is_told(sessions: Sessions, pool: ThreadPoolExecutor) -> None:
     gate = Gate()
     calls = [pool.submit(take, sessions, gate)]
