@@ -98,3 +98,15 @@ def test_a_state_is_loaded_before_the_stream_and_again_after_a_restart(client: t
         assert [message["content"] for message in watch.messages] == ["after it", "of the new life"]
         assert (watch.of("load"), watch.resets) == ([state, ""], 1)
         watch.close()
+
+
+def test_an_event_bears_the_name_that_its_publisher_has_given_it(client: tuple[Engine, str], served: Pushing) -> None:
+    watch = subscribe(client, served.port, events=["price"], named=True)
+    watch.state("live")
+    served.topics["figures"].publish(7, event="price")
+    served.topics["figures"].publish(8)
+    watch.until(lambda watch: watch.messages)
+    (named,) = watch.of("event")
+    assert (named["topic"], named["event"], named["content"]) == ("figures", "price", 7)
+    assert received(watch) == [("figures", 8)]
+    watch.close()
