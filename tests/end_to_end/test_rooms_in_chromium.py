@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,3 +109,26 @@ def test_the_front_page_leads_to_a_room(enter: Callable[[str], Window], chrome: 
     chrome.get(site + "/")
     chrome.find_element(By.LINK_TEXT, "Say something").click()
     wait_until(lambda: chrome.current_url == f"{site}/rooms/lobby", BOUND, "the room")
+
+
+def test_eight_tabs_of_the_front_page_have_one_connection_and_a_room_still_works(
+    enter: Callable[[str], Window], chrome: Any, site: str
+) -> None:
+    """A browser has six connections to a host: with one for each tab, what is said would wait for ever."""
+    tabs = []
+    for _ in range(8):
+        chrome.switch_to.new_window("window")
+        tabs.append(chrome.current_window_handle)
+        chrome.get(site + "/")
+    messages = "return document.querySelectorAll('#container > li').length"
+    for tab in tabs:
+        chrome.switch_to.window(tab)
+        wait_until(lambda: chrome.execute_script(messages), BOUND, "a message in each tab")
+    with urllib.request.urlopen(
+        urllib.request.Request(site + "/status", headers={"Accept": "application/json"})
+    ) as answer:
+        clients = {topic["topic"]: topic["clients"] for topic in json.load(answer)["topics"]}
+    assert clients["server"] == 1
+    room = enter("lobby")
+    room.say("Ann", "There is room")
+    room.wait(lambda: room.said() == ["Ann: There is room"])
