@@ -291,3 +291,19 @@ def test_a_response_ends_although_a_forked_child_keeps_its_socket(site: Pushing,
         finally:
             go_on.set()
             child.join()
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_NOTSENT_LOWAT")
+def test_a_steady_slow_reader_of_a_large_message_is_not_cut() -> None:
+    """The kernels' buffers hold some 130 KB of it at most: less than it reads within the timeout."""
+    size, rate = 1_000_000, 85_000
+    with pushing({"stall_timeout": 3}) as site, site.client("/push/news?transport=jsonlines") as client:
+        wait_until(lambda: site.topics["news"].clients)
+        site.topics["news"].publish("x" * size)
+        got, began = 0, time.monotonic()
+        while got < size:
+            data = client.sock.recv(2_048)
+            assert data
+            got += data.count(b"x")
+            time.sleep(max(0.0, began + got / rate - time.monotonic()))
