@@ -66,12 +66,12 @@ class Follower:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_node_tells_the_same_messages_in_one_order(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "name"), [(1, "news"), (2, "orders.~ann")])
+def test_every_node_tells_the_same_messages_in_one_order(tmp_path: Path, seed: int, name: str) -> None:
     random.seed(seed)
     with redis_server(tmp_path, durable=True) as server:
         nodes = [Node(server.url, space) for space in [namespace()] * 3]
-        topics = [node.topic(history=HISTORY) for node in nodes]
+        topics = [node.topic(name, history=HISTORY) for node in nodes]
         for node in nodes:
             node.start(listening=True)
         news = threading.Event()

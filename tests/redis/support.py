@@ -107,7 +107,10 @@ class Node:
         self.topics: dict[str, RedisTopic] = {}
 
     def topic(self, name: str = "news", history: int = 100) -> RedisTopic:
-        topic = self.topics[name] = self.backend.topic(name, content_type="text/plain", history=history)
+        made_at_run_time = {"pattern": "orders.{user}", "lifetime": 60.0} if "~" in name else {}
+        topic = self.topics[name] = self.backend.topic(
+            name, content_type="text/plain", history=history, **made_at_run_time
+        )
         return topic
 
     def start(self, *, listening: bool = False) -> Node:
