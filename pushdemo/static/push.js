@@ -138,13 +138,13 @@ class Subscription {
       const stop = await this.turn();
       if (!this.closed.signal.aborted) await this.after(stop);
     }
-    this.tabs?.leave();
   }
 
   close() {
     clearTimeout(this.hiding);
     this.closed.abort();
     this.interrupt();
+    this.tabs?.leave();
   }
 
   /** Does one thing after another until something ends it, and returns what. */
