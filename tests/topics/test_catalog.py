@@ -359,9 +359,13 @@ def test_a_closed_catalog_leaves_no_thread_that_waits_for_a_lifetime() -> None:
     catalog = Catalog()
     catalog.declare(declaration("room.{id}", lifetime=3600))
     catalog.publish(room(1), "a")
+    there = catalog.open(room(2))
+    there.join()
     assert threads("pushdemo-sources")
     catalog.close()
     wait_until(lambda: not threads("pushdemo-sources"), what="the end of the pool")
+    there.leave()
+    assert not threads("pushdemo-sources"), "nothing is forgotten any more"
 
 
 # -- sources

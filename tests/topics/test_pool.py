@@ -141,6 +141,7 @@ def test_threads_of_their_own_count_among_the_slow(holds: list[Hold]) -> None:
     holds[0].let_go()
     wait_until(lambda: not pool.full)
     assert pool.begin_apart(holds[3], "mine")
+    assert pool.full
 
 
 def test_an_error_ends_neither_thread_nor_pool(caplog: pytest.LogCaptureFixture) -> None:
