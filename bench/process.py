@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -21,6 +22,15 @@ def family(pid: int) -> list[int]:
 def cpu_seconds(pids: list[int]) -> float:
     """User and system time that the processes have used so far, in seconds (in steps of 1/100 s a process)."""
     return sum(int(tick) for pid in pids for tick in _stat(pid)[11:13]) / TICKS
+
+
+def thread_seconds(pid: int) -> float:
+    """CPU time of a process's living threads, in seconds: finer than `cpu_seconds`, where no thread has ended."""
+    nanoseconds = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended
+            nanoseconds += int((task / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
 
 
 def resident_bytes(pids: list[int]) -> int:

@@ -70,9 +70,9 @@ class Loop:
 
         Whoever may have called `watch` meanwhile, and found the event watched, has to be asked afterwards.
         """
-        with self._lock:
-            if before := self.watched(fd, handler):
-                self._set(fd, before & ~events, handler)
+        if events & self.watched(fd, handler):
+            with self._lock:
+                self._set(fd, self.watched(fd, handler) & ~events, handler)
 
     def _set(self, fd: int, events: int, handler: Handler) -> None:
         # Under the lock: the record here and the kernel's are two. A number may still be that of a socket which was

@@ -33,6 +33,7 @@ import math
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -53,6 +54,7 @@ from pushdemo.workers import Work, Workers
 log = logging.getLogger("pushdemo")
 
 _LENGTH = 10**17 + secrets.randbelow(10**17)  # in the headers of an answer that has no length yet; nobody can guess it
+_HEADERS = 1_000  # different headers that are kept in a second
 _TOGETHER = 65_536  # bytes of a body that are copied behind the headers, so that both are one `send`
 
 
@@ -82,6 +84,8 @@ class ParkingTask(WSGITask):
     answered = False  # a long poll, by the hub
     around_length = b"", b""  # of a long poll: the response's headers before and after the number of its bytes
     first = b""  # of a stream's response: what the hub sends first
+    close_on_finish: bool = False  # as in waitress, as the next
+    chunked_response: bool = False
 
     def __init__(self, channel: ParkingChannel, request: HTTPRequestParser) -> None:
         super().__init__(channel, request)
@@ -149,6 +153,23 @@ class ParkingTask(WSGITask):
             self.chunked_response = False  # waitress would send the last chunk of a body that must not be there
         super().finish()
 
+    def build_response_header(self) -> bytes:
+        """The status and headers as bytes. Equal ones are made once a second, when their Date changes.
+
+        waitress takes a tenth of a small page's time for them. All that they are made from is in the key.
+        """
+        connection = self.request.headers.get("CONNECTION", "")
+        key = (self.version, self.status, connection, self.content_length, self.close_on_finish, *self.response_headers)
+        made = self.channel.server.headers(int(self.start_time))
+        found = made.get(key)
+        if found is None:
+            header: bytes = super().build_response_header()
+            if len(made) < _HEADERS:
+                made[key] = header, self.chunked_response, self.close_on_finish
+            return header
+        header, self.chunked_response, self.close_on_finish = found
+        return header
+
     def _make_headers(self) -> None:
         """Make the headers of a long poll's answer, whatever its length: here an error in them is still a 500."""
         self.content_length = _LENGTH
@@ -192,19 +213,41 @@ class Reception:
         self.active_channels = listener.active_channels
         self.map = listener._map  # by descriptor: listeners and connections, but for those that are parked
         self.add_task = listener.add_task
+        self._waiting: deque[Any] = listener.task_dispatcher.queue
+        self._most_waiting: int = max(16, 4 * listener.adj.threads)
         self.hub = hub
         self.trouble = lambda: hub.trouble  # what keeps parked clients from being served, if anything does
         self.workers = workers
         self.loop = loop
         self.end = end
+        self.held_back = False  # the listener accepts nobody, since so many wait for a thread; any thread
+        self._second = 0  # see `headers`; any thread, roughly: one that loses makes its headers anew
+        self._headers: dict[Any, tuple[bytes, bool, bool]] = {}
         self.turned_away = 0  # since a stream that a middleware iterates last had a thread; workers', roughly
         self._warned: set[tuple[str, str]] = set()  # any thread adds
+
+    def headers(self, second: int) -> dict[Any, tuple[bytes, bool, bool]]:
+        """Headers that responses of this second have had: see ParkingTask."""
+        if second != self._second:
+            self._second, self._headers = second, {}
+        return self._headers
 
     def warn_once(self, message: str, name: str) -> None:
         """Log a warning, once for each name in it."""
         if (message, name) not in self._warned:
             self._warned.add((message, name))
             log.warning(message, name)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait for a thread that new connections had better wait where they are."""
+        return len(self._waiting) >= self._most_waiting
+
+    def let_in(self) -> None:
+        """A request is over: have the listener accept again, if few wait now."""
+        if self.held_back and len(self._waiting) <= self._most_waiting // 2:
+            self.held_back = False
+            self.loop.wake()
 
     def pull_trigger(self) -> None:
         """waitress would have its loop look at all connections; each tells the loop itself (`attend`)."""
@@ -248,8 +291,12 @@ class ParkingChannel(HTTPChannel):
 
     def ready(self, fd: int | None, events: int) -> None:
         """Read or write what the events allow, and watch no more for what is not wanted."""
-        if fd is None or fd != self._fileno:
-            return  # it is closed or parked, and the report a late one
+        if fd is None:
+            return
+        if fd != self._fileno:  # the report is a late one, or it is parked: the hub has an eye on it
+            self.server.loop.unwatch(fd, ALL, self)
+            self.attend()  # it may be back already
+            return
         try:
             if events & READ and self.readable():
                 self.handle_read()
@@ -287,10 +334,12 @@ class ParkingChannel(HTTPChannel):
             super().service()
         except Parked as parked:
             self._park(*parked.args)
+            self.server.let_in()
         except Postponed as postponed:
             self.server.workers.run_later(self, postponed.timeout)
         else:
             self._settle()
+            self.server.let_in()
 
     def run(self, *, turn: bool) -> None:
         """Serve the request that has waited: with a turn, or to tell its client that none came."""
@@ -341,7 +390,10 @@ class ParkingChannel(HTTPChannel):
             client.close()
             self.forget()
             return
-        self.del_channel()
+        if isinstance(client, LongPoll):
+            super().del_channel()  # the loop still watches it, which is soon needed again and costs nothing
+        else:
+            self.del_channel()
         unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in self.outbufs) + task.first
         self.total_outbufs_len = 0
         if isinstance(client, LongPoll):
@@ -403,10 +455,11 @@ def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) 
 class PolledChannel:
     """A channel whose request waits for the answer to a long poll: the hub's side of it."""
 
-    __slots__ = ("_channel", "_task")
+    __slots__ = ("_channel", "_fd", "_task")
 
     def __init__(self, channel: ParkingChannel, task: ParkingTask) -> None:
         self._channel = channel
+        self._fd = channel.socket.fileno()
         self._task = task
 
     def head(self, size: int) -> bytes:
@@ -431,6 +484,7 @@ class PolledChannel:
         """The socket is closed: nobody is left to serve."""
         channel = self._channel
         channel.del_channel()  # an error may have come when it was on its way back
+        channel.server.loop.unwatch(self._fd, ALL, channel)
         channel.connected = False
         channel.socket = None
         channel.forget()

@@ -172,7 +172,9 @@ class Listener:
             self._cleanup = now + self._listener.adj.cleanup_interval
             self._close_idle(time.time() - self._listener.adj.channel_timeout)
         self._make_room()
-        accepts = self._listener.readable() and now >= self._paused
+        self._reception.held_back = True  # first: a worker that sees no crowd from here on wakes the loop
+        crowded = self._reception.held_back = self._reception.crowded
+        accepts = self._listener.readable() and now >= self._paused and not crowded
         if accepts != self.accepts:
             self.accepts = accepts
             loop, fd = self._reception.loop, self._listener.socket.fileno()
@@ -197,10 +199,14 @@ class Listener:
             channel.handle_close()
 
     def ready(self, _fd: int, _events: int) -> None:
-        """Accept all who wait."""
+        """Accept those who wait, as long as few of those who were accepted wait for a thread.
+
+        Thousands that come at once, after a restart say, wait in the kernel's queue. In ours they would stand before
+        each request of a connection that is here already.
+        """
         for _ in range(_ACCEPTED):
             self._make_room()
-            if not self._listener.readable() or not self._accept():
+            if self._reception.crowded or not self._listener.readable() or not self._accept():
                 return
 
     def _accept(self) -> bool:
