@@ -41,6 +41,7 @@ RULES = {
     "server": Rule({"bursts", "delivery", "loop", "workers", "offer", "parking"}, {"waitress"}),
     "check": Rule(set()),
     "operations": Rule({"web"}),
+    "testing": Rule({"topics", "delivery", "web"}, {"pyramid"}),
     "publisher": Rule({"topics", "redis", "web"}),
     "": Rule({"topics", "cache", "web", "publisher"}),
     "demo": Rule({"topics", "cache", "web"}, {"pyramid", "psutil", "pygal", "prometheus_client"}),

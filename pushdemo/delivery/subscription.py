@@ -244,6 +244,17 @@ class Subscription(_Client):
         self.transport = transport
         self.names = names
 
+    def begin(self) -> tuple[tuple[Message, ...], bool]:
+        """Join the topics: what comes before anything else, and whether the client is told a reset first."""
+        backlog = self._begin()
+        self.join()
+        reset, self._reset = self._reset, False
+        return backlog, reset
+
+    def take(self) -> tuple[Message | None, bool]:
+        """The next entry, or None; and whether entries before it have been missed."""
+        return self._next_cursor().take()
+
     def open(self) -> bytes:
         """Join the topics; the first bytes, with what the histories have for this client."""
         backlog = self._begin()  # first: joined, a source may be ahead of the client that starts it

@@ -127,7 +127,14 @@ class InProcess:
         lifetime: float | None = None,
         pattern: str = "",
     ) -> Topic:
-        return Topic(name, content_type=content_type, history=history, history_bytes=history_bytes, pattern=pattern)
+        return Topic(
+            name,
+            content_type=content_type,
+            history=history,
+            history_bytes=history_bytes,
+            pattern=pattern,
+            clock=self.pool.clock,
+        )
 
     def producer(
         self,

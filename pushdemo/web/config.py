@@ -10,6 +10,7 @@ import inspect
 import logging
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -63,9 +64,10 @@ def includeme(config: Configurator) -> None:
     settings = Settings.from_ini(config.registry.settings)
     registry = config.registry
     registry["pushdemo.settings"] = settings
-    pool = SourcePool(settings.sources_threads, settings.sources_limit)
+    clock: Callable[[], float] = registry.get("pushdemo.clock", time.monotonic)  # pushdemo.testing's can be moved
+    pool = SourcePool(settings.sources_threads, settings.sources_limit, clock)
     backend = registry["pushdemo.backend"] = _backend(settings, pool)
-    topics = registry["pushdemo.topics"] = Catalog(limit=settings.topics_limit, pool=pool)
+    topics = registry["pushdemo.topics"] = Catalog(limit=settings.topics_limit, clock=clock, pool=pool)
     clients = registry["pushdemo.clients"] = Clients(settings)
     registry["pushdemo.publications"] = Publications(registry, topics, clients.counters)
     registry["pushdemo.caches"] = Caches(
@@ -75,12 +77,14 @@ def includeme(config: Configurator) -> None:
         maxsize=settings.memorize_maxsize,
         functions={name: {"duration": duration} for name, duration in settings.memorize_durations.items()},
         store=backend.store,
+        timer=clock,
     )
     sessions = registry["pushdemo.generators"] = Sessions(
         timeout=settings.generators_timeout,
         limit=settings.generators_limit,
         batch_timeout=settings.longpoll_timeout,
         ownership=backend.ownership,
+        clock=clock,
     )
     weakref.finalize(registry, _close, topics, sessions, backend)
     config.add_directive("add_topic", add_topic)

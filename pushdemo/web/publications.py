@@ -31,13 +31,14 @@ _TOGETHER = 1000  # messages sent in one round trip
 class Publication:
     """A message that is encoded, and not sent yet: what changes of its value later changes nothing of it."""
 
-    __slots__ = ("_owner", "body", "event", "reference")
+    __slots__ = ("_owner", "body", "event", "reference", "value")
 
-    def __init__(self, owner: Publications, reference: Reference, body: bytes, event: str) -> None:
+    def __init__(self, owner: Publications, reference: Reference, body: bytes, event: str, value: Any) -> None:
         self._owner = owner
         self.reference = reference
         self.body = body
         self.event = event
+        self.value = value if owner.sent else None  # for tests alone
 
     def prepare(self) -> Prepared | None:
         """What publishes it together with others; None where `send` does it as well."""
@@ -48,7 +49,14 @@ class Publication:
 
     def send(self) -> Message | None:
         """Publish it. Raises what Catalog.publish does."""
-        return self._owner.catalog.publish_body(self.reference, self.body, event=self.event)
+        message = self._owner.catalog.publish_body(self.reference, self.body, event=self.event)
+        self.was_sent()
+        return message
+
+    def was_sent(self) -> None:
+        """Tell whoever wants to know."""
+        if self._owner.sent:
+            self._owner.sent(self)
 
     def dropped(self) -> None:
         """Its transaction was rolled back."""
@@ -87,6 +95,7 @@ class Publications:
     def __init__(self, registry: Registry, catalog: Catalog, counters: Counters) -> None:
         self.catalog = catalog
         self.counters = counters
+        self.sent: Callable[[Publication], None] | None = None  # told of each message, by pushdemo.testing
         self._registry = weakref.ref(registry)
 
     def make(
@@ -99,7 +108,7 @@ class Publications:
             body = encode(self.catalog.content_type(reference), value)
         else:
             body = self.catalog.encode(reference, value)
-        return Publication(self, reference, body, event)
+        return Publication(self, reference, body, event, value)
 
     def encoder(self, renderer: str = "", package: ModuleType | None = None) -> Callable[[str, Any], bytes]:
         """Return what makes a body of a content type and a value, by the application's renderers."""
@@ -143,6 +152,7 @@ def _send_together(waiting: Sequence[tuple[Publication, Prepared]]) -> None:
     for (publication, prepared), answer in zip(waiting, answers, strict=True):
         try:
             prepared.finish(answer)
+            publication.was_sent()
         except Exception as error:
             publication.failed(error)
 

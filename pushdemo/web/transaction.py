@@ -42,6 +42,15 @@ class Commit:
         with self._lock:
             self._waiting.append(waiting)
 
+    def settle(self, success: bool) -> None:
+        """Do at once what the commit would do, or its failure. Whoever adds later waits again."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if success and waiting:
+            self._send(waiting)
+        for each in () if success else waiting:
+            each.dropped()
+
     def _committed(self, success: bool) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
@@ -107,14 +116,20 @@ class _Key:
 _key = _Key()
 
 
+def commit_of_transaction(manager: Any) -> Commit | None:
+    """Return what waits for the commit of the manager's transaction; None where nothing does."""
+    try:
+        commit: Commit = manager.get().data(_key)
+    except KeyError:
+        return None
+    return None if commit.over else commit
+
+
 def waiting_in(manager: Any, send: Send) -> Commit:
     """Return what waits for the commit of the manager's transaction, joined if there is none yet."""
-    transaction = manager.get()
-    try:
-        commit: Commit | None = transaction.data(_key)
-    except KeyError:
-        commit = None
-    if commit is None or commit.over:
+    commit = commit_of_transaction(manager)
+    if commit is None:
+        transaction = manager.get()
         commit = Commit(manager, transaction, send)
         transaction.set_data(_key, commit)
     return commit
