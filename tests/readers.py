@@ -63,7 +63,7 @@ def pushing(ini: Mapping[str, object] | None = None, port: int = 0, **topics: Ma
 
 
 class Event(NamedTuple):
-    """One thing that a client is told. `kind` is message, heartbeat, begin, reset, failing, retry or end.
+    """One thing that a client is told. `kind` is message, heartbeat, begin, reset, failing, working, retry or end.
 
     `id` is what it is to come back with: a message's own, or what a reset says.
     """
@@ -134,7 +134,8 @@ def multipart(found: Answer) -> Iterator[Event]:
             name, _, value = field.decode().partition(": ")
             fields[name] = value
             if name in ("X-Heartbeat", "X-Reset", "X-Failing"):
-                yield Event(name.removeprefix("X-").lower(), fields.pop("X-Last-Event-Id", ""))
+                kind = "working" if (name, value) == ("X-Failing", "0") else name.removeprefix("X-").lower()
+                yield Event(kind, fields.pop("X-Last-Event-Id", ""))
             elif name == "Content-Type" and "X-Last-Event-Id" in fields:
                 yield Event("begin", fields.pop("X-Last-Event-Id"))
             elif name == "X-Retry":
@@ -171,7 +172,7 @@ def sse(found: Answer) -> Iterator[Event]:
         value = value.removeprefix(" ")
         if not line:
             if data:
-                if name in ("begin", "reset", "failing", "end"):
+                if name in ("begin", "reset", "failing", "working", "end"):
                     assert json.loads("\n".join(data))["last_event_id"] == own or not own
                     yield Event(name, own)
                 else:
@@ -225,6 +226,8 @@ def longpoll(found: Answer) -> Iterator[Event]:
         yield END
     elif "retry" in fields:
         yield Event("retry", content=fields["retry"])
+    elif fields.get("failing") is False:
+        yield Event("working")
     elif fields["state"] == "waiting":
         yield Event("heartbeat")
 

@@ -410,6 +410,7 @@ def _messages(taken: Sequence[tuple[Cursor, Message]], cursor: Cursor) -> int:
 
 def _answer(entries: Sequence[Message], last_event_id: str, reset: bool, *, named: bool = False) -> bytes:
     messages = [entry for entry in entries if entry.kind == "message"]
-    failing = entries[-1].kind == "failing"
-    state: State = "failing" if failing and not messages else "ready"
+    last = entries[-1].kind
+    failing = {"failing": True, "working": False}.get(last)
+    state: State = "ready" if messages or reset else "failing" if failing else "waiting"
     return longpoll.answer(state, messages, last_event_id=last_event_id, reset=reset, failing=failing, named=named)

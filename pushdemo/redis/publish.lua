@@ -119,7 +119,7 @@ for each = 3, #ARGV do
   if not name then return redis.error_reply('NOVALUE ' .. ARGV[each] .. ' is not name=value') end
   if name == 'event' then event = value else values[name] = value end
 end
-local reserved = ' open message error begin reset failing end '
+local reserved = ' open message error begin reset failing working end '
 if string.find(event, '[%c ]') or (event ~= '' and string.find(reserved, ' ' .. event .. ' ', 1, true)) then
   return redis.error_reply('NOEVENT an event cannot be named ' .. event)
 end

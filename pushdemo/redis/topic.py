@@ -100,6 +100,7 @@ class RedisTopic(Topic):
         self._notices = 0  # of the stream's, after the last message; under `lock`, as is all that follows
         self._nonce = b""  # of the newest entry, by which it is known again
         self._shared = False  # whether the epoch is one of Redis's
+        self._cut = False  # clients have been told that nothing comes from Redis
         self._strange = False  # something in the stream was not ours, which the log knows
         self._told: tuple[int, bool] = self._mark()
 
@@ -317,7 +318,14 @@ class RedisTopic(Topic):
         return True
 
     def cut_off(self, cut: bool) -> None:
-        """See Follower."""
+        """See Follower. The notice is this node's own: it has no place in the stream."""
+        with self.lock:
+            if cut == self._cut or not (self.clients or self._cut):
+                return
+            self._cut = cut
+            id, kind = event_id(self.epoch, self.number), "failing" if cut else "working"
+            self._keep(self._message(self.head + 1, self.number, id, b"", kind, "", self.clock()))
+        self.tell()
 
     def _milliseconds(self) -> str:
         return str(round(self.lifetime * 1000)) if self.lifetime is not None else ""

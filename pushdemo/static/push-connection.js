@@ -171,6 +171,12 @@ export class Connection {
     this.heard();
   }
 
+  /** The server's source does not fail any more, though no message has come yet. */
+  work() {
+    this.failing = false;
+    this.heard();
+  }
+
   deliver(message) {
     if (this.signal.aborted) return;
     message.id ??= "";

@@ -39,7 +39,7 @@ async function readPart(connection, incoming) {
     headers.set(name, value);
     if (name === "x-last-event-id") connection.begin(value);
     if (name === "x-reset") connection.reset(headers.get("x-last-event-id"));
-    if (name === "x-failing") connection.fail();
+    if (name === "x-failing") value === "0" ? connection.work() : connection.fail();
     if (name === "x-retry") connection.pauseFor(Number(value));
   }
   if (line === null) return null;
@@ -75,6 +75,7 @@ function readItem(connection, { state, retry, last_event_id: last, id, topic, ev
   else if (state === "begin") connection.begin(last);
   else if (state === "reset") connection.reset(last);
   else if (state === "failing") connection.fail();
+  else if (state === "working") connection.work();
   else if (state === "waiting") connection.pauseFor(retry);
   else if (state === "done") throw new Stop("ended");
 }
@@ -99,6 +100,7 @@ export async function poll(connection) {
   for (const { id, topic, event, content } of messages) connection.deliver({ id, topic, event, content });
   connection.resumeAfter(last); // also where nothing came: the next poll goes on from here
   if (failing || state === "failing") connection.fail();
+  if (failing === false) connection.work();
   if (state === "done") throw new Stop("ended");
   if (retry !== undefined) {
     throw new Stop("waiting", "server-pause", "the server asked for a pause", { retry: timerDelay(retry) });
@@ -152,6 +154,7 @@ function listenTo(connection) {
     on("begin", ({ lastEventId }) => connection.begin(lastEventId));
     on("reset", ({ lastEventId }) => connection.reset(lastEventId));
     on("failing", () => connection.fail());
+    on("working", () => connection.work());
     on("end", () => reject(new Stop("ended")));
     on("open", () => {
       open = true;

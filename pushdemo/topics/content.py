@@ -21,7 +21,7 @@ _BOUNDARY = BOUNDARY.encode()
 _TYPES = 64  # content types that are remembered: an application has a few
 
 # What an event source already calls its events (HTML section 9.2), and what the transports tell by one.
-RESERVED_EVENTS = frozenset({"open", "message", "error", "begin", "reset", "failing", "end"})
+RESERVED_EVENTS = frozenset({"open", "message", "error", "begin", "reset", "failing", "working", "end"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _TEXT = re.compile(r"text/|application/(?:xml|json|javascript)\b|(?!image/)[^/]+/[^;]+\+(?:xml|json)\b", re.IGNORECASE)

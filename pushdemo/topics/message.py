@@ -12,7 +12,7 @@ from typing import Literal
 
 from pushdemo.forking import call_in_child
 
-EntryKind = Literal["message", "reset", "failing"]
+EntryKind = Literal["message", "reset", "failing", "working"]
 
 _DIGITS = 19  # of a message's number at most: int() refuses thousands of them, and no topic comes as far
 

@@ -20,7 +20,7 @@ OPTIONS = frozenset({"event", "expires", "now", "owner", "registry", "renderer",
 LONGEST_VALUE = 200  # characters
 
 # What an event source already calls its events (HTML section 9.2), and what the transports tell by one.
-_EVENTS = frozenset({"open", "message", "error", "begin", "reset", "failing", "end"})
+_EVENTS = frozenset({"open", "message", "error", "begin", "reset", "failing", "working", "end"})
 
 _TEXT = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from pushdemo.topics.content import is_json
 from pushdemo.topics.message import Message
 
-Notice = Literal["heartbeat", "begin", "reset", "failing", "end"]
+Notice = Literal["heartbeat", "begin", "reset", "failing", "working", "end"]
 Names = Literal["", "topic", "event"]  # how a message bears its topic's name: not, as a field, as the event's name
 
 
@@ -45,7 +45,7 @@ class StreamTransport(Transport, Protocol):
         """The message (of kind "message") as it is written, with its topic's name where `names` says so."""
 
     def notice(self, kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
-        """What tells a client that the stream lives, where it begins, had to skip, whose source fails, or is complete.
+        """What tells that the stream lives, where it begins, had to skip, whose source fails or works again, or ends.
 
         `id` goes with a "begin", and with a "reset" that no message follows at once: a client that comes back with it
         goes on from there.

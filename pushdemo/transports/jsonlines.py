@@ -16,7 +16,14 @@ name = "jsonlines"
 media_types = ("application/x-ndjson", "application/jsonl")
 response_type = "application/x-ndjson;charset=utf-8"
 
-_STATES = {"heartbeat": "heartbeat", "begin": "begin", "reset": "reset", "failing": "failing", "end": "done"}
+_STATES = {
+    "heartbeat": "heartbeat",
+    "begin": "begin",
+    "reset": "reset",
+    "failing": "failing",
+    "working": "working",
+    "end": "done",
+}
 
 carries = is_text
 

@@ -25,13 +25,13 @@ def answer(
     *,
     last_event_id: str = "",
     reset: bool = False,
-    failing: bool = False,
+    failing: bool | None = None,
     retry: int | None = None,
     named: bool = False,
 ) -> bytes:
     """One answer. "ready" brings messages; "waiting" (nothing came in time), "failing" (the source fails) and "done"
     (the topic is finished) bring none. `retry` is in milliseconds; `last_event_id` is what to ask for the next time.
-    `reset`: some were missed before these messages; `failing`: the source fails since.
+    `reset`: some were missed before these messages; `failing`: whether the source fails since, where that is news.
     `named`: messages bear their topic's name.
     """
     fields = [
@@ -41,8 +41,8 @@ def answer(
     fields.append(f'"last_event_id": {json.dumps(last_event_id or None)}')
     if reset:
         fields.append('"reset": true')
-    if failing:
-        fields.append('"failing": true')
+    if failing is not None:
+        fields.append(f'"failing": {json.dumps(failing)}')
     if retry is not None:
         fields.append(f'"retry": {retry:d}')
     return f"{{{', '.join(fields)}}}".encode()

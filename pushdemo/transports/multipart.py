@@ -22,6 +22,7 @@ _NOTICES = {
     "begin": b"",
     "reset": b"X-Reset: 1\r\n",
     "failing": b"X-Failing: 1\r\n",
+    "working": b"X-Failing: 0\r\n",
     "end": f"\r\n--{BOUNDARY}--\r\n".encode(),
 }
 

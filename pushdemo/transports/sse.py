@@ -21,6 +21,7 @@ _HEARTBEAT = b": heartbeat\n"
 _REASONS = {
     "reset": "messages may have been missed",
     "failing": "the source fails and is tried again",
+    "working": "messages come again",
     "end": "nothing follows",
 }
 

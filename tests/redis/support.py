@@ -102,8 +102,8 @@ def namespace() -> str:
 class Node:
     """A node within this process: a backend of its own, with the topics that a test asks it for."""
 
-    def __init__(self, url: str, space: str) -> None:
-        self.backend = RedisBackend(url, space)
+    def __init__(self, url: str, space: str, **options: Any) -> None:
+        self.backend = RedisBackend(url, space, **options)
         self.topics: dict[str, RedisTopic] = {}
 
     def topic(self, name: str = "news", history: int = 100) -> RedisTopic:

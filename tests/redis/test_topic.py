@@ -657,6 +657,47 @@ def test_an_application_starts_without_redis_and_is_filled_when_it_comes(tmp_pat
         cluster.close()
 
 
+@pytest.fixture
+def lasting(tmp_path: Path) -> Iterator[RedisServer]:
+    """A redis-server that has everything when it is started again."""
+    with redis_server(tmp_path, durable=True) as server:
+        yield server
+
+
+def test_clients_of_a_node_that_is_cut_off_are_told_once_and_so_is_the_end_of_it(lasting: RedisServer) -> None:
+    server = lasting
+    node = Node(server.url, namespace(), stale=0.3)
+    topic, unheard = node.topic(), node.topic("unheard")
+    node.start()
+    topic.join()
+    topic.publish("a")
+    server.kill()
+    wait_until(lambda: entries(topic) == ["a", "(failing)"], what="the notice")
+    begun = topic.begin()
+    assert entries(topic, begun.position) == ["a", "(failing)"], "who comes now is told too"
+    server.start()
+    wait_until(lambda: "(working)" in entries(topic), what="the end of it")
+    topic.publish("b")
+    assert entries(topic)[:3] == ["a", "(failing)", "(working)"]
+    assert entries(topic)[-1] == "b"
+    assert entries(unheard) == []
+    node.close()
+
+
+def test_a_short_absence_is_not_worth_telling(lasting: RedisServer) -> None:
+    server = lasting
+    node = Node(server.url, namespace(), stale=3600.0)
+    topic = node.topic()
+    node.start(listening=True)
+    server.kill()
+    wait_until(lambda: node.backend.trouble, what="the trouble")
+    server.start()
+    wait_until(lambda: not node.backend.trouble and topic.current, what="the end of the trouble")
+    assert "(working)" not in entries(topic)
+    assert "(failing)" not in entries(topic)
+    node.close()
+
+
 def test_trouble_is_logged_once_and_so_is_its_end(fragile: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pushdemo"):
         here = fragile.node()

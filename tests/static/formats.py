@@ -35,6 +35,7 @@ class Multipart:
     heartbeat = b"X-Heartbeat: 1\r\n"
     reset = b"X-Reset: 1\r\n"
     failing = b"X-Failing: 1\r\n"
+    working = b"X-Failing: 0\r\n"
     end = f"\r\n--{BOUNDARY}--\r\n".encode()
 
     def message(self, sent: Sent) -> bytes:
@@ -61,6 +62,7 @@ class Events:
     heartbeat = b": heartbeat\n"
     reset = b'event: reset\ndata: {"last_event_id": null}\n\n'
     failing = b'event: failing\ndata: {"last_event_id": null}\n\n'
+    working = b'event: working\ndata: {"last_event_id": null}\n\n'
     end = b'event: end\ndata: {"last_event_id": null}\n\n'
 
     def message(self, sent: Sent) -> bytes:
@@ -86,6 +88,7 @@ class Lines:
     heartbeat = b'{"state": "heartbeat"}\n'
     reset = b'{"state": "reset"}\n'
     failing = b'{"state": "failing"}\n'
+    working = b'{"state": "working"}\n'
     end = b'{"state": "done"}\n'
 
     def message(self, sent: Sent) -> bytes:

@@ -136,6 +136,17 @@ def test_a_failing_source_is_told_until_a_message_comes(stream: tuple[Engine, st
     watch.close()
 
 
+def test_a_source_that_works_again_is_told_before_a_message_comes(stream: tuple[Engine, str], wire: Wire) -> None:
+    engine, transport = stream
+    form = STREAMS[transport]
+    parts = [form.failing, form.working, form.heartbeat]
+    watch = engine.subscribe(wire.on(f"/working-{transport}", says(transport, *parts, end=False)), transport=transport)
+    watch.until(lambda watch: len(watch.states) == 4)
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "failing", "live"]
+    assert not watch.messages
+    watch.close()
+
+
 def parts(*lines: str) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode()
 
