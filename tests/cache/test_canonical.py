@@ -101,7 +101,17 @@ DIFFERENT: list[Any] = [
     *[None, True, False, 0, 1, 1.0, 1 + 0j, "1", b"1", "", b"", 10**5000, float("inf")],
     *[(), [], set(), frozenset(), {}, deque(), bytearray(), (None,), [None], [1], [True], [1.0], ["1"], (1,), {1}],
     *[[[1], [2]], [[1, 2]], [[1], 2], {"a": 1}, {"a": True}, {"b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}, {1: {2: 3}}],
-    *[defaultdict(int, a=1), OrderedDict(a=1, b=2), OrderedDict(b=2, a=1), Point(1, 2), Label("1"), range(3), range(4)],
+    *[
+        defaultdict(int, a=1),
+        OrderedDict(a=1, b=2),
+        OrderedDict(b=2, a=1),
+        Point(1, 2),
+        Label("1"),
+        range(3),
+        range(4),
+        range(0, 6, 2),
+        range(0, 9, 3),
+    ],
     *[Colour.RED, Colour.BLUE, Weekday.MONDAY, Access.READ, Access.READ | Access.WRITE, [Colour.RED]],
     *[Query("a", "b"), Query("b", "a"), Query(1, 2), Query(True, 2), Frozen("a"), Frozen(["a"])],
     *[int, bool, Shop, Colour, len, print, str.upper, fresh, json.dumps, json, threading.Thread, type(None)],
@@ -143,6 +153,7 @@ def test_what_differs_has_other_bytes() -> None:
         (ZoneInfo("Europe/Berlin"), BERLIN),
         (range(0, 3, 2), range(0, 4, 2)),
         (range(0), range(1, 1)),
+        (range(0, 1), range(0, 1, 5)),
         (deque([1], maxlen=3), deque([1])),
         (Fraction(2, 4), Fraction(1, 2)),
     ],
@@ -152,6 +163,24 @@ def test_what_is_equal_has_the_same_bytes_and_one_key(one: Any, other: Any) -> N
     assert canonical(one) == canonical(other)
     assert digest(key_of((one,))) == digest(key_of((other,)))
     assert key_of((one,)) == key_of((other,))
+
+
+MADE = """
+class Made:
+    def __init__(self, text):
+        self.text = text
+    def __eq__(self, other):
+        return isinstance(other, Made)
+    def __hash__(self):
+        return 1
+"""
+
+
+def made() -> Any:
+    """An object of a class that was made from a text, as `dataclass` makes its methods, and compares in its own way."""
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(MADE, names)
+    return names["Made"]("a")
 
 
 def local() -> Any:
@@ -167,6 +196,7 @@ def local() -> Any:
         Plain,
         lambda: Shop().method,
         lambda: CaseBlind("a"),
+        made,
         local,
         lambda: local()(),
         lambda: lambda: None,

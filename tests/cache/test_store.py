@@ -202,7 +202,7 @@ class StoreContract:
         assert len(most) == 160
         assert max(most) == 1
 
-    def caches(self) -> tuple[Caches, Caches]:
+    def caches(self, wait: float = PATIENCE) -> tuple[Caches, Caches]:
         """Two applications, as of two processes, on one store."""
         made: dict[str, list[Store]] = {}
 
@@ -213,7 +213,7 @@ class StoreContract:
             return store
 
         durations = {"duration": 10 * self.second, "stale": 5 * self.second}
-        first, second = (Caches(**durations, timer=self.clock, store=end(n), wait=PATIENCE) for n in (0, 1))  # type: ignore[arg-type]
+        first, second = (Caches(**durations, timer=self.clock, store=end(n), wait=wait) for n in (0, 1))  # type: ignore[arg-type]
         return first, second
 
     def test_of_two_processes_one_computes_and_the_other_waits_for_its_value(self) -> None:
@@ -260,6 +260,27 @@ class StoreContract:
         assert second.answer() == 2
         with there.active():
             assert rate() == 2
+
+    def test_past_the_stale_time_a_process_does_not_wait_for_ever_for_another(self) -> None:
+        gate, calls = Gate(), []
+
+        @memorize
+        def rate() -> int:
+            calls.append(1)
+            if len(calls) == 2:
+                gate.stop()
+            return len(calls)
+
+        here, there = self.caches(wait=0.05)
+        with here.active():
+            assert rate() == 1
+            self.advance(16 * self.second)
+            second = Asked(rate)
+        gate.reached()
+        with there.active(), pytest.raises(TimeoutError, match="rate"):
+            rate()
+        gate.open()
+        assert second.answer() == 2
 
     def test_a_process_computes_when_the_other_one_s_function_raised(self) -> None:
         gate, calls = Gate(), []
