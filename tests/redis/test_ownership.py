@@ -140,6 +140,16 @@ def test_an_idle_session_and_a_process_that_stops_leave_nothing(
     assert not keys(redis, there)
 
 
+def test_a_session_that_could_not_begin_is_nobody_s(here: Process, there: Process, redis: RedisServer) -> None:
+    def broken() -> Counting:
+        raise ValueError("no generator")
+
+    with pytest.raises(ValueError, match="no generator"):
+        here.sessions.take(OWNER, broken)
+    assert not keys(redis, here)
+    assert there.poll() == ("1",)
+
+
 def test_a_session_that_has_ended_is_still_its_process_s(here: Process, there: Process) -> None:
     class Over(Counting):
         def __next__(self) -> str:
