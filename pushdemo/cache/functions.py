@@ -231,7 +231,7 @@ class Outside:
         # By their ids. Any thread changes it, in single steps, and so does the end of an application.
         self._applications: dict[int, weakref.ref[Caches]] = {}
         self._told = False
-        self._known = 0  # how many applications there were after the last collection
+        self._known: set[int] = set()  # the applications that were there after the last collection
         self.opened = own.opened  # where a hit looks; empty where there are several applications
 
     def add(self, caches: Caches) -> None:
@@ -249,11 +249,11 @@ class Outside:
         applications = self._alive()
         if len(applications) > 1 and (found := self.in_request()) is not None:
             return found
-        if len(applications) > 1 and len(applications) != self._known:
+        if len(applications) > 1 and (not computes or self._applications.keys() != self._known):
             del applications
             gc.collect()  # those of a test suite's earlier tests may be gone but for this
             applications = self._alive()
-            self._known = len(applications)
+            self._known = set(self._applications)
         if len(applications) < 2:
             return applications[0] if applications else self._own
         message = (

@@ -468,6 +468,33 @@ def test_outside_of_several_a_change_is_refused_and_a_computation_is_told_once(
     assert outside(rate) == 1, "the process's own value"
 
 
+def test_an_application_that_only_the_collector_keeps_is_none_of_several(outside: Any) -> None:
+    class Held:
+        """What holds itself, as an application's registry does."""
+
+        def __init__(self) -> None:
+            self.own = self
+            self.caches = Caches()
+            self.caches.serve()
+
+    rate = memorize(lambda: 1)
+    gc.disable()
+    try:
+        kept, other = Held(), Held()
+        with pytest.raises(RuntimeError):
+            outside(rate.invalidate)
+        del other
+        outside(rate.invalidate)
+        other = Held()
+        del other
+        outside(rate.clear)
+        assert outside(rate) == 1
+        assert list(kept.caches.info()) == [rate.name]
+    finally:
+        gc.enable()
+    kept.caches.close()
+
+
 def test_the_word_of_the_web_framework_comes_first(outside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source()
     rate = memorize(lambda: source())
