@@ -47,8 +47,8 @@ def publish(catalog: Catalog, references: Sequence[Reference], rate: float) -> N
 def main(port: int, rate: float, clients: int, told: str, *, io_uring: bool) -> None:
     with Configurator(settings={"pushdemo.max_clients": "15000", "pushdemo.history": "10"}) as config:
         config.include("pushdemo")
-        config.add_topic("all")
-        config.add_topic("own.{client}")
+        config.add_topic("all", content_type="text/plain")
+        config.add_topic("own.{client}", content_type="text/plain")
         for name, (pattern, view) in {
             "common": ("/stream", common),
             "own": ("/stream/{client}", own),

@@ -54,9 +54,8 @@ class Outbox:
 
     def add(self, stream: Stream, data: bytes) -> None:
         """Send `data` to a current stream, after what already waits for it."""
-        waiting = self._waiting.setdefault(stream, data)
-        if waiting is not data:
-            self._waiting[stream] = waiting + data
+        before = self._waiting.get(stream)
+        self._waiting[stream] = data if before is None else before + data
 
     def discard(self, stream: Stream) -> None:
         """Forget what waits for a stream that is closed."""
@@ -144,7 +143,7 @@ class Feed:
                         self.loop.tell_failure()
                         self.loop.guarded(group.fail)
             self._forget_encoded(message)
-        if ended or self.position > before:
+        if self.polls and (ended or self.position > before):
             for poll in list(self.polls):
                 self.loop.guarded(poll.answer, fail=poll.fail)
         if ended and not self.late and not self._over:

@@ -36,7 +36,7 @@ _SWEEP = 0.5  # seconds between two sweeps
 # Seconds between two turns that deliver, where messages flow: each turn then takes all that have come since, and nobody
 # has to wake the thread for each. To wake it costs as much as to deliver several messages to one client each
 # (bench/own_topics.py). A message after a pause is delivered at once.
-_FLOW = 0.004
+_FLOW = 0.01
 
 
 class Hub(Loop):

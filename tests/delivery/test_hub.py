@@ -6,11 +6,13 @@ import gc
 import re
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from pushdemo.delivery import hub as hub_module
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.sending import Sockets
 from pushdemo.delivery.subscription import Subscription
@@ -62,6 +64,35 @@ def test_a_hub_with_nothing_to_do_sleeps_until_the_next_sweep(harness: Harness) 
     wait_until(lambda: body.closed)
     other.end()  # a poll whose client has asked again is looked at when there is an answer
     wait_until(lambda: len(harness.released) == 3)
+    assert_idle(harness)
+
+
+def test_messages_that_flow_are_taken_together_and_one_after_a_pause_at_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "_FLOW", 0.05)
+    topic = news()
+    client = harness.stream(topic)
+    harness.settle()
+    wait_until(lambda: time.monotonic() > harness.hub._delivered + 0.05)
+    topic.publish("first")
+    began = time.monotonic()
+    assert contents(read(client, line("first")))[-1] == "first"
+    turns: list[float] = []
+    deliver = harness.hub._deliver
+
+    def counted() -> None:
+        turns.append(time.monotonic())
+        deliver()
+
+    monkeypatch.setattr(harness.hub, "_deliver", counted)
+    for number in range(100):
+        topic.publish(str(number))
+        threading.Event().wait(0.002)
+    took = time.monotonic() - began
+    assert contents(read(client, line("99"))) == list(map(str, range(100)))
+    assert len(turns) <= took / 0.05 + 4
+    wait_until(lambda: not harness.hub._flowing)
     assert_idle(harness)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
+from pushdemo.topics.content import BOUNDARY
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import jsonlines
+from pushdemo.transports import jsonlines, multipart
 from tests.delivery.support import PACE, SMALL, Harness, assert_idle, contents, read, reset, rest
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, at_once, wait_until
 
 
 def topic(name: str, **options: Any) -> Topic:
@@ -48,6 +49,20 @@ def test_a_message_to_a_common_topic_is_the_same_bytes_whatever_else_a_client_ha
         assert f'{{"id": "{id}", "content": "a", "topic": "common"}}\n' in read(client, end)
     assert made.count("common, topic") == 1
     assert made.count("own2, topic") == 1
+
+
+def test_equal_bytes_for_one_client_in_one_turn_are_sent_as_often(harness: Harness) -> None:
+    a, b = topic("a"), topic("b")
+    client = harness.stream([a, b], multipart)
+    harness.settle()
+    busy, go_on = threading.Event(), threading.Event()
+    harness.hub.call(lambda: (busy.set(), go_on.wait(PATIENCE)))  # type: ignore[arg-type, return-value]
+    assert busy.wait(PATIENCE)
+    for each in (a, b, a):
+        each.notify("failing")
+    a.publish("end")
+    go_on.set()
+    assert read(client, f"end\r\n--{BOUNDARY}\r\n").count("X-Failing: 1\r\n") == 3
 
 
 def test_messages_of_one_turn_come_as_they_were_published(harness: Harness) -> None:
@@ -156,7 +171,10 @@ def test_a_client_whose_topics_are_all_quiet_is_kept_alive_once(harness: Harness
     read(both, named("1", "b"))
     harness.pass_time(2)
     assert contents(read(other, '"heartbeat"}\n'))[-1] == "<heartbeat>"
-    harness.pass_time(PACE.heartbeat - 3)
+    harness.pass_time(1)
+    assert at_once(other) == b""  # that was enough, though the other client of its topic has had none
+    other.settimeout(PATIENCE)
+    harness.pass_time(PACE.heartbeat - 4)
     b.publish("2")
     assert contents(read(both, named("2", "b"))) == ["2"]  # b was not quiet, so that a wanted nothing
     harness.pass_time(PACE.heartbeat + 1)
