@@ -76,6 +76,40 @@ def test_many_more_sockets_than_entries_get_message_after_message(sends: Ring, p
         assert {theirs.recv(100) for _, theirs in pairs} == {data}
 
 
+def test_each_socket_may_be_sent_bytes_of_its_own(sends: Ring, pairs: list[Pair]) -> None:
+    for turn in range(20):
+        data = [b"%d for %d" % (turn, number) * (number % 7) or b"." for number in range(COUNT)]
+        assert sends.send_all(numbers(pairs), data) == list(map(len, data))
+        assert [theirs.recv(1_000) for _, theirs in pairs] == data
+
+
+def test_of_those_with_bytes_of_their_own_full_and_gone_ones_are_told_apart(sends: Ring, pairs: list[Pair]) -> None:
+    full, gone = {0, ENTRIES - 1, ENTRIES, COUNT - 1}, {1, ENTRIES + 1}
+    for number in full:
+        fill(pairs[number][0])
+    for number in gone:
+        pairs[number][1].close()
+    data = [b"x" * (1 + number % 5) for number in range(COUNT)]
+    expected = [-1 if number in full | gone else len(each) for number, each in enumerate(data)]
+    assert sends.send_all(numbers(pairs), data) == expected
+    assert sends.send_each(numbers(pairs), b"m") == [-1 if each < 0 else 1 for each in expected]
+    for number in range(2, 10):
+        assert pairs[number][1].recv(100) == data[number] + b"m"
+
+
+def test_bytes_of_their_own_that_are_too_much_are_taken_in_part(sends: Ring, pairs: list[Pair]) -> None:
+    data = [b"x" * 100_000 if number % 2 else b"y" for number in range(100)]
+    sent = sends.send_all(numbers(pairs[:100]), data)
+    assert sent[::2] == [1] * 50
+    assert all(0 < taken < 100_000 for taken in sent[1::2])
+
+
+def test_results_of_bytes_of_their_own_that_come_out_of_turn_find_their_places(sends: Ring, pairs: list[Pair]) -> None:
+    Kernel(sends)
+    data = [b"x" * (1 + number % 9) for number in range(100)]
+    assert sends.send_all(numbers(pairs[:100]), data) == list(map(len, data))
+
+
 def test_full_and_gone_ones_are_told_apart_at_every_place(sends: Ring, pairs: list[Pair]) -> None:
     full = {0, 1, ENTRIES - 1, ENTRIES, 2 * ENTRIES + 5, COUNT - 1}
     gone = {2, ENTRIES - 2, ENTRIES + 1, COUNT - 2}

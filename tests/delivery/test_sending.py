@@ -44,18 +44,29 @@ def pairs() -> Iterator[Pairs]:
 
 
 SendEach = Callable[[list[socket.socket], bytes], list[int]]
+SendAll = Callable[[list[socket.socket], list[bytes]], list[int]]
 
 
 @pytest.fixture(params=[pytest.param("ring", marks=pytest.mark.io_uring), "alone", "contended"])
-def send_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SendEach]:
+def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sender]:
     monkeypatch.setattr(sending, "MANY", 1)
     if request.param == "contended":
         # Each look at the clock is a second after the one before, as if another thread had kept the lock.
         ticks = itertools.count()
         monkeypatch.setattr(sending, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     sender = Sender(io_uring=request.param == "ring")
-    yield lambda sockets, data: sender.send_each(Sockets(enumerate(sockets)), data)
+    yield sender
     sender.close()
+
+
+@pytest.fixture
+def send_each(sender: Sender) -> SendEach:
+    return lambda sockets, data: sender.send_each(Sockets(enumerate(sockets)), data)
+
+
+@pytest.fixture
+def send_all(sender: Sender) -> SendAll:
+    return sender.send_all
 
 
 def test_each_socket_is_given_the_bytes_once(send_each: SendEach, pairs: Pairs) -> None:
@@ -85,6 +96,17 @@ def test_a_socket_that_takes_a_part_says_how_much(send_each: SendEach, pairs: Pa
 
 def test_to_nobody_nothing_is_sent(send_each: SendEach) -> None:
     assert send_each([], b"m") == []
+
+
+def test_each_socket_is_given_its_own_bytes_once(send_all: SendAll, pairs: Pairs) -> None:
+    pairs.add(100)
+    data = [b"%d" % number for number in range(100)]
+    fill(pairs.ours[3])
+    pairs.theirs[40].close()
+    expected = [FAILED if number in (3, 40) else len(each) for number, each in enumerate(data)]
+    assert send_all(pairs.ours, data) == expected
+    for number in (0, 2, 4, 39, 41, 99):
+        assert pairs.theirs[number].recv(100) == data[number]
 
 
 def test_a_single_send_raises_what_socket_send_would(pairs: Pairs) -> None:
