@@ -25,6 +25,8 @@ from pushdemo.forking import call_in_child
 log = logging.getLogger("pushdemo")
 
 SLOW = 5.0  # seconds after which a call is no more counted among the pool's
+LATE = 2.0  # seconds after which a call that is due has come too late
+ON_TIME = 60.0  # seconds without one that is late, before another is worth a line in the log
 _IDLE = 10.0  # seconds that a worker waits for the next call before it ends
 _AGAIN = 0.5  # seconds before a thread is asked for again that the system did not have
 _QUIET = 10.0  # seconds between two tracebacks of the sources of one pattern: a client may open many that fail
@@ -78,6 +80,7 @@ class SourcePool:
         self._workers = 0  # threads that count, idle or not
         self._idle = 0
         self._begun: dict[int, float] = {}  # when each call that counts began, in that order; by its thread
+        self._late_until = -math.inf  # when sources will have been on time for long enough to tell of the next late one
         self._lacking = False  # the system had no thread for the last one that was wanted
         self._logged: dict[str, float] = {}  # when a failure was last logged, by pattern
         self._apart = 0  # threads that do not count: slow calls, and sources that pace themselves
@@ -234,7 +237,8 @@ class SourcePool:
                     call = self._ready.popleft()
                     if function := call.function:
                         call.function = None
-                        self._begun[threading.get_ident()] = self.clock()
+                        self._begun[threading.get_ident()] = now = self.clock()
+                        self._say_late(now - call.due)
                         return function
                 self._idle += 1
                 came = self._wanted.wait(_IDLE)
@@ -242,6 +246,19 @@ class SourcePool:
                 if not self._ready and (not came or self._scheduler is None):
                     self._workers -= 1
                     return None
+
+    def _say_late(self, late: float) -> None:
+        """Tell the log once that sources are late, and again after a time in which they were not; under the lock."""
+        now = self.clock()
+        if late > LATE:
+            if now > self._late_until:
+                log.warning(
+                    "sources are late, this one by %.1f s: the processors, or %d threads (pushdemo.sources.threads), "
+                    "are not enough for them (not said again until they have been on time)",
+                    late,
+                    self._most + 1,
+                )
+            self._late_until = now + ON_TIME
 
     def _done(self) -> bool:
         """A call is over; whether this thread is still one of the workers that count."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pushdemo.topics.pool import SourcePool
+from pushdemo.topics.pool import LATE, SourcePool
 from tests.support import PATIENCE, threads, wait_until
 
 
@@ -143,6 +143,17 @@ def test_threads_of_their_own_count_among_the_slow(holds: list[Hold]) -> None:
     wait_until(lambda: not pool.full)
     assert pool.begin_apart(holds[3], "mine")
     assert pool.full
+
+
+def test_the_log_says_once_that_sources_are_late(caplog: pytest.LogCaptureFixture) -> None:
+    pool, done, now = SourcePool(threads=2), threading.Event(), clocks.monotonic()
+    for late in (0.0, LATE + 1, LATE + 3, LATE + 2):
+        pool.call_at(now - late, lambda: None)
+    pool.call_at(now + 0.05, done.set)
+    assert done.wait(PATIENCE)
+    lines = [record.getMessage() for record in caplog.records if "sources are late" in record.getMessage()]
+    assert len(lines) == 1
+    assert "pushdemo.sources.threads" in lines[0]
 
 
 def test_an_error_ends_neither_thread_nor_pool(caplog: pytest.LogCaptureFixture) -> None:
