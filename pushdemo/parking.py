@@ -274,6 +274,8 @@ class ParkingChannel(HTTPChannel):
         fd = self._fileno
         if fd is not None:
             self.server.loop.watch(fd, (READ if self.readable() else 0) | (WRITE if self.writable() else 0), self)
+            if fd != self._fileno:  # another thread has parked or closed it meanwhile
+                self.server.loop.unwatch(fd, ALL, self)
 
     def del_channel(self, map: dict[int, Any] | None = None) -> None:
         """Leave waitress's maps, and the loop."""
@@ -325,6 +327,11 @@ class ParkingChannel(HTTPChannel):
         if data:
             self.last_activity = time.time()
             self.received(data)
+
+    def handle_write(self) -> None:
+        """As in waitress, which takes no lock where no request is under way: whoever ends one may be writing too."""
+        with self.outbuf_lock:
+            super().handle_write()
 
     # -- a worker
 

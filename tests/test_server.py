@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from pushdemo import parking
 from pushdemo import server as server_module
 from pushdemo.delivery import sending
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
@@ -957,3 +958,115 @@ def test_nothing_is_logged_about_clients_that_come_and_go(site: Newsroom, caplog
     site.news.publish("a")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert "exception" not in caplog.text
+
+
+# -- arriving
+
+
+def test_a_page_on_a_kept_connection_does_not_wait_for_all_who_come() -> None:
+    """Those who come wait in the kernel's queue, but for a few."""
+    came, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        came.release()
+        if environ["PATH_INFO"] == "/slow":
+            assert go_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
+        kept = stack.enter_context(Client(port_of(server)))
+        assert kept.get("/kept").response()[2] == b"/kept"
+        assert came.acquire(timeout=PATIENCE)
+        clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(200)]
+        assert came.acquire(timeout=PATIENCE)
+        wait_until(lambda: not all(listener.accepts for listener in server._listeners))
+        assert len(server._map) < 60
+        kept.get("/kept")
+        go_on.set()
+        assert kept.response()[2] == b"/kept"
+        served = 0
+        while came.acquire(blocking=False):
+            served += 1
+        assert served < 150, "all the others came first"
+        for client in clients:
+            assert client.response()[2] == b"/slow"
+
+
+def test_a_response_is_one_packet_unless_it_is_long() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
+        return [b"hello"]
+
+    with serving(app) as server, Client(port_of(server)) as client:
+        for _ in range(20):
+            data = client.get("/").sock.recv(65_536)
+            assert data.endswith(b"\r\n\r\nhello"), "headers and body come together"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("connection", [None, "close", "keep-alive", "Keep-Alive"])
+def test_headers_that_are_kept_are_those_of_the_response(version: str, connection: str | None) -> None:
+    """Of many responses in one second, which differ in one thing each."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        _, status, own, size = environ["PATH_INFO"].split("/")
+        start_response(f"{status} Said", [("X-Own", own), *([("Content-Length", size)] if size != "-" else [])])
+        return [b"x" * int(size if size != "-" else 3)]
+
+    more = [f"Connection: {connection}"] if connection else []
+    with serving(app) as server:
+        for _ in range(2):
+            for path in ("/200/a/1", "/404/a/1", "/200/b/1", "/200/a/2", "/200/a/-", "/200/a/1"):
+                with Client(port_of(server)) as client:
+                    status, headers, body = client.get(path, *more, version=version).response()
+                    _, said, own, size = path.split("/")
+                    assert (status, headers["x-own"]) == (int(said), own)
+                    assert len(body) == int(size if size != "-" else 3)
+                    closes = connection == "close" or (version == "1.0" and (connection or "").lower() != "keep-alive")
+                    assert (headers.get("connection") == "close") == closes
+                    if not closes:
+                        assert client.get(path, version="1.1").response()[0] == int(said)
+
+
+def test_headers_that_are_kept_have_a_date_of_their_second_and_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "_HEADERS", 10)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("X-Own", environ["PATH_INFO"])])
+        return [b"x"]
+
+    dates = set()
+    with serving(app) as server, Client(port_of(server)) as client:
+        until = time.monotonic() + 1.2
+        number = 0
+        while time.monotonic() < until:
+            number += 1
+            dates.add(client.get(f"/{number}").response()[1]["date"])
+        assert len(server._listeners[0]._reception._headers) <= 10
+    assert 2 <= len(dates) <= 3
+
+
+def test_a_client_of_a_poll_that_sends_on_does_not_keep_the_loop_busy(site: Newsroom) -> None:
+    with site.client() as client:
+        for text in ("a", "b"):  # the second time, the loop has watched the connection before
+            site.poll(client)
+            client.get("/page")
+            spent = time.process_time()
+            threading.Event().wait(0.2)
+            assert time.process_time() - spent < 0.1
+            site.news.publish(text)
+            assert messages(client.response()[2]) == [text]
+            assert client.response()[2] == b"the page"
+
+
+def test_polls_that_are_left_while_they_are_parked_leave_nothing_in_the_loop(site: Newsroom) -> None:
+    for _ in range(3):
+        clients = [site.client() for _ in range(20)]
+        for client in clients:
+            assert client.get("/page").response()[2] == b"the page"  # the loop watches it from now on
+            site.poll(client)
+        for number, client in enumerate(clients):
+            reset(client.sock) if number % 2 else client.sock.close()
+        wait_until(lambda: site.held == (0, 0))
+    wait_until(lambda: len(site.server._loop._known) <= 1)  # the listener

@@ -1,11 +1,12 @@
-"""What pushdemo/server.py expects of waitress's inside: one test for each, on waitress alone.
+"""What server.py, parking.py and workers.py expect of waitress's inside: one test for each, on waitress alone.
 
-A version of waitress that breaks one of these must not be allowed by setup.py before server.py has been seen to.
+A version of waitress that breaks one of these must not be allowed by setup.py before they have been seen to.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from waitress import wasyncore
+from waitress import channel, task, wasyncore
 from waitress.adjustments import Adjustments, asbool
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
@@ -555,3 +556,113 @@ def test_a_file_behind_an_outbuf_can_be_closed() -> None:
     assert len(buffer) == 10_000
     buffer.close()
     assert file.closed
+
+
+# -- what stands in for waitress's own
+
+
+def test_channels_and_tasks_ask_their_server_for_what_our_reception_has() -> None:
+    asked = set()
+    for module in (channel, task):
+        asked |= set(re.findall(r"\bserver\.(\w+)", inspect.getsource(module)))
+    assert asked == {
+        "active_channels",
+        "add_task",
+        "adj",
+        "application",
+        "effective_port",
+        "pull_trigger",
+        "server_name",
+    }
+
+
+def test_there_are_hooks_for_errors_and_requests() -> None:
+    assert HTTPChannel.error_task_class is ErrorTask
+    assert HTTPChannel.parser_class is HTTPRequestParser
+
+
+def test_headers_and_body_are_written_one_after_the_other_by_the_channel() -> None:
+    written: list[bytes] = []
+    with served() as it:
+        it.send(GET)
+        it.channel.write_soon = lambda data: written.append(bytes(data)) or len(data)
+        it.tasks.pop().service()
+    header, body = written
+    assert header.endswith(b"\r\n\r\n")
+    assert body == b"hello"
+
+
+def test_headers_are_made_from_what_our_key_has() -> None:
+    """Version, status, Connection, length, whether it is the last, headers; the second, and the server."""
+    source = inspect.getsource(Task.build_response_header) + inspect.getsource(Task.set_close_on_finish)
+    used = set(re.findall(r"self\.([\w.]+)", source))
+    assert used == {
+        "version",
+        "request.headers.get",  # of CONNECTION alone
+        "response_headers",
+        "response_headers.append",
+        "has_body",  # of the status
+        "content_length",
+        "set_close_on_finish",
+        "chunked_response",
+        "close_on_finish",
+        "channel.server.adj.ident",
+        "start_time",
+        "status",
+        "wrote_header",
+    }
+    assert source.count("self.request.headers.get") == source.count('self.request.headers.get("CONNECTION"') == 1
+
+
+def test_a_request_that_is_the_last_one_says_so_before_it_is_over() -> None:
+    """Between the two the loop must find the channel unreadable."""
+    source = inspect.getsource(HTTPChannel.service)
+    assert source.index("self.close_when_flushed = True") < source.index("self.requests = []")
+
+
+def test_a_channel_may_be_closed_by_the_thread_that_has_it() -> None:
+    with served() as it:
+        closing = threading.Thread(target=it.channel.handle_close)
+        closing.start()
+        closing.join(PATIENCE)
+        assert it.client.recv(100) == b""
+        assert it.channel.socket is None
+        assert not it.server.active_channels
+
+
+def test_a_dispatcher_of_our_own_has_the_queue_and_knows_who_is_free() -> None:
+    dispatcher = ThreadedTaskDispatcher()
+    server = create_server(app, map={}, _dispatcher=dispatcher, listen="127.0.0.1:0")
+    try:
+        assert server.task_dispatcher is dispatcher
+        assert not dispatcher.threads
+        dispatcher.set_thread_count(2)
+        wait_until(lambda: dispatcher.active_count == 0)
+        assert (len(dispatcher.threads), dispatcher.stop_count, len(dispatcher.queue)) == (2, 0, 0)
+        with dispatcher.lock:
+            dispatcher.queue_cv.notify()
+    finally:
+        dispatcher.shutdown()
+        server.close()
+
+
+def test_a_listener_counts_what_is_in_the_map_against_its_limit() -> None:
+    with served(connection_limit=4) as it:  # the listener, its trigger, a channel
+        it.server.next_channel_cleanup = float("inf")
+        assert it.server.readable()
+        it.map[-1] = it.channel
+        assert not it.server.readable()
+        del it.map[-1]
+        assert it.server.readable()
+        assert it.server.accept() is None
+
+
+def test_a_server_that_never_cleans_up_looks_at_no_channel() -> None:
+    with served(channel_timeout=0) as it:
+        it.channel.last_activity = 0
+        it.server.next_channel_cleanup = float("inf")
+        it.server.readable()
+        assert not it.channel.will_close
+        it.server.next_channel_cleanup = 0
+        it.server.readable()
+        assert it.channel.will_close
