@@ -15,7 +15,6 @@ from pushdemo.redis.connection import Call, Fields, Script
 from pushdemo.redis.leases import Leases
 from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.topic import Lease, LeaseLostError, RedisTopic
-from pushdemo.topics import content
 from pushdemo.topics.message import EntryKind
 from pushdemo.topics.pool import SourcePool
 from pushdemo.topics.producer import LINGER, Producer
@@ -199,7 +198,7 @@ class RedisProducer(Producer):
             super()._step()
 
     def _publish(self, value: Any) -> None:
-        self._say(content.body(self.topic.content_type, value), "message")
+        self._say(self.topic.encode(self.topic.content_type, value), "message")
 
     def _finish(self) -> None:
         self._say(b"", "end")
