@@ -82,7 +82,18 @@ class Outbox:
 class Feed:
     """A topic in the hub."""
 
-    __slots__ = ("_last", "_over", "due", "groups", "looked_at", "loop", "outbox", "polls", "position", "topic")
+    __slots__ = (
+        "_last",
+        "_over",
+        "due",
+        "groups",
+        "looked_at",
+        "loop",
+        "outbox",
+        "polls",
+        "position",
+        "topic",
+    )
 
     def __init__(self, loop: Loop, outbox: Outbox, topic: Topic) -> None:
         self.loop = loop
@@ -176,13 +187,21 @@ class Feed:
         for poll in list(self.polls):
             if poll.deadline > now:
                 break
-            self.loop.guarded(poll.expire, fail=poll.fail)
+            self.loop.guarded(poll.let_go, fail=poll.fail)
         for poll in list(self.looked_at):
             self.loop.guarded(poll.sweep, now, fail=poll.fail)
         often = (
             self.polls or self.looked_at or self.topic.producer or any(group.behind for group in self.groups.values())
         )
         self.due = 0.0 if often else min((group.quiet_from for group in self.groups.values()), default=0.0)
+
+    def end_ordered(self) -> None:
+        """Let the clients go whose end has been ordered."""
+        for group in self.groups.values():
+            for stream in [each for each in (*group.current, *group.behind) if each.subscription.ordered]:
+                self.loop.guarded(stream.let_go, fail=stream.fail)
+        for poll in [each for each in self.polls if each.poll.ordered]:
+            self.loop.guarded(poll.let_go, fail=poll.fail)
 
     def finish(self) -> None:
         """The server stops: everyone is told, and let go. What cannot be sent in time is in the topic's history."""
@@ -280,7 +299,7 @@ class Group:
 class Stream(Connection):
     """A client that is streamed to, with a group for each of its subscription's cursors, in their order."""
 
-    __slots__ = ("ending", "groups", "subscription")
+    __slots__ = ("__weakref__", "ending", "groups", "subscription")
 
     def __init__(
         self,
@@ -301,9 +320,11 @@ class Stream(Connection):
         self.ending: bytes | None = None  # what follows the rest, and then nothing
 
     def start(self) -> None:
-        """Send what is still unsent of the response so far, and go on."""
+        """Send what is still unsent of the response so far, and go on, unless the client's end has been ordered."""
         self._go_on_alone()
         self.advance()
+        if self.subscription.ordered:
+            self.let_go()
 
     def end(self) -> None:
         """All its topics have ended: say so, when it has everything."""
@@ -315,17 +336,21 @@ class Stream(Connection):
         self.farewell(format.ending(format.transport.retry(retry_hint())))
 
     def half_closed(self) -> None:
-        """The client has closed its side: end the stream, after what it is being written."""
+        """The client has closed its side."""
+        self.let_go()
+        if self.open:
+            self.hear_no_more()
+
+    def let_go(self) -> None:
+        """End the stream before its topics end, after what it is being written; the client may come back."""
         self.groups[0].feed.outbox.flush()
         if not self.open:
             return
         format = self.groups[0].format
         if not self.rest:
             self.finish(format)
-            return
-        if self.ending is None:
+        elif self.ending is None:
             self.ending = format.ending(format.transport.retry(retry_hint()))
-        self.hear_no_more()
 
     @property
     def ended(self) -> bool:

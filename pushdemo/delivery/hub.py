@@ -14,8 +14,12 @@ that client.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +29,7 @@ from pushdemo.delivery.feed import Feed, Outbox, Stream
 from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.poll import Poll, Reply, send_off
 from pushdemo.delivery.pull import Pull, Pulled, Run
+from pushdemo.delivery.rights import Orders
 from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint
 from pushdemo.delivery.tcp import hang_up
 from pushdemo.topics.topic import Topic
@@ -55,6 +60,10 @@ class Hub(Loop):
         self._swept = clock()
         self._delivered = 0.0  # when a turn last delivered something, by the system's clock
         self._flowing = False  # messages have come so soon after others that the loop naps between two turns
+        # When clients may listen no more, the next one first; who has left meanwhile is nobody.
+        self._expiring: list[tuple[float, int, weakref.ref[Stream | Poll]]] = []
+        self._serials = itertools.count()
+        self._orders: dict[Orders, int] = {}  # of each application, with the number of those that are carried out
 
     # -- any thread
 
@@ -72,6 +81,7 @@ class Hub(Loop):
                 return
             stream = Stream(sock, subscription, self._feeds_of(subscription.topics), format, unsent)
             self.guarded(stream.start, fail=stream.fail)
+            self._let_go_at(subscription.right.expires, stream, subscription.pace.orders)
 
         self._hold(sock, adopt, subscription.close)
 
@@ -85,6 +95,7 @@ class Hub(Loop):
             poll.join()
             waiting = Poll(sock, poll, reply, self._feeds_of(poll.topics), unsent)
             self.guarded(waiting.start, fail=waiting.fail)
+            self._let_go_at(poll.right.expires, waiting, poll.pace.orders)
 
         def gone() -> None:
             poll.close()
@@ -131,6 +142,9 @@ class Hub(Loop):
         else:
             self._flowing = False
         now = self.clock()
+        while self._expiring and self._expiring[0][0] <= now:
+            if (client := heapq.heappop(self._expiring)[2]()) is not None:
+                self.guarded(client.let_go, fail=client.fail)
         if now >= self._swept + _SWEEP:
             self._swept = now
             self._sweep(now)
@@ -147,8 +161,13 @@ class Hub(Loop):
         self.guarded(self._outbox.flush)
 
     def timeout(self) -> float | None:
-        """Seconds until the next sweep; None while there is nothing to sweep."""
-        return max(0.0, self._swept + _SWEEP - self.clock()) if self._feeds or self._pulls else None
+        """Seconds until the next sweep or the end of a right; None while there is nobody."""
+        if not self._feeds and not self._pulls:
+            return None
+        due = self._swept + _SWEEP
+        if self._expiring:
+            due = min(due, self._expiring[0][0])
+        return max(0.0, due - self.clock())
 
     def nap(self) -> float:
         """Seconds until the next turn, where messages flow."""
@@ -163,12 +182,29 @@ class Hub(Loop):
             self._forget(feed)
 
     def _sweep(self, now: float) -> None:
+        self._carry_out_orders()
         for pull in list(self._pulls):
             self.guarded(pull.sweep, now, fail=pull.fail)
         for feed in [feed for feed in self._feeds.values() if feed.due <= now]:
             self.guarded(feed.sweep, now)
             if feed.empty:
                 self._forget(feed)
+
+    def _carry_out_orders(self) -> None:
+        """Let the clients go whose end was ordered since the last sweep."""
+        changed = [orders for orders, number in self._orders.items() if orders.number != number]
+        for orders in changed:
+            self._orders[orders] = orders.number
+        if changed:
+            for feed in list(self._feeds.values()):
+                self.guarded(feed.end_ordered)
+            for pull in [pull for pull in self._pulls if pull.body.ordered]:
+                self.guarded(pull.half_closed, fail=pull.fail)
+
+    def _let_go_at(self, expires: float, client: Stream | Poll, orders: Orders) -> None:
+        self._orders.setdefault(orders, orders.number)
+        if expires < math.inf:
+            heapq.heappush(self._expiring, (expires, next(self._serials), weakref.ref(client)))
 
     def _feeds_of(self, topics: Sequence[Topic]) -> list[Feed]:
         return [self._feed(topic) for topic in topics]

@@ -51,7 +51,7 @@ class Waiting(Protocol):
 class Poll(Connection):
     """A client that waits for the answer to its long poll, until `deadline`."""
 
-    __slots__ = ("body", "deadline", "feeds", "poll", "reply")
+    __slots__ = ("__weakref__", "body", "deadline", "feeds", "poll", "reply")
 
     while_writing = WRITE  # not the next request
 
@@ -75,6 +75,8 @@ class Poll(Connection):
             feed.due = 0.0
         self.send_rest()
         self.answer()
+        if self.poll.ordered:
+            self.let_go()
 
     def has_left(self) -> bool:
         """Whether the client has closed its side; its next request is not looked at again. Raises OSError."""
@@ -96,9 +98,10 @@ class Poll(Connection):
         if self.open and self.body is None and (body := self.poll.answer()) is not None:
             self._reply(body)
 
-    def expire(self) -> None:
-        """Nothing has come in time."""
-        self._reply(self.poll.waiting())
+    def let_go(self) -> None:
+        """Answer now: nothing has come in time, or the client may not listen any more."""
+        if self.open and self.body is None:
+            self._reply(self.poll.waiting())
 
     def sweep(self, now: float) -> None:
         """Look at what the loop does not report."""

@@ -31,6 +31,10 @@ class Pulled(Protocol):
     transport: StreamTransport
     ends: float  # when the client's right to listen ends, in the loop's time
 
+    @property
+    def ordered(self) -> bool:
+        """Whether somebody has ordered the end of this client."""
+
     def open(self) -> bytes:
         """The first bytes."""
 

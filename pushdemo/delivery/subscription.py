@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pushdemo.delivery.metrics import Counters, Tally
+from pushdemo.delivery.rights import LOOK, UNLIMITED, Orders, Right
 from pushdemo.topics.message import Message, join_event_ids, split_event_ids
-from pushdemo.topics.topic import EARLIEST, Topic
+from pushdemo.topics.topic import EARLIEST, LATEST, Topic
 from pushdemo.transports import Names, StreamTransport, format_of, longpoll
 from pushdemo.transports.longpoll import State
 
@@ -46,6 +47,7 @@ class Pace:
     longpoll_timeout: float = 25.0  # that a long poll waits for a message
     counters: Counters = field(default_factory=Counters, compare=False)  # what happens to them is counted there
     retry: float = 3.0  # before a client reconnects that has lost its stream
+    orders: Orders = field(default_factory=Orders, compare=False)  # that end clients before their topics end
 
     @property
     def retry_milliseconds(self) -> int:
@@ -96,7 +98,7 @@ def beginning(topics: Sequence[Topic], last_event_id: str) -> tuple[list[int], b
     known = split_event_ids(last_event_id)
     positions, missed, backlog = list[int](), False, tuple[Message, ...]()
     for topic in topics:
-        wanted = last_event_id if len(topics) == 1 or last_event_id == EARLIEST else ""
+        wanted = last_event_id if len(topics) == 1 or last_event_id in (EARLIEST, LATEST) else ""
         wanted = known.get(topic.name, wanted)
         position, reset, backlog = topic.begin(wanted)
         positions.append(position)
@@ -110,7 +112,7 @@ class _Client:
     `release` must not take a lock: the last resort that calls it is the garbage collector, in any thread at any time.
     """
 
-    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "cursors", "pace")
+    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "cursors", "pace", "right")
 
     def __init__(
         self,
@@ -119,10 +121,12 @@ class _Client:
         pace: Pace,
         last_event_id: str,
         release: Callable[[], None],
+        right: Right,
     ) -> None:
         topics = [topics] if isinstance(topics, Topic) else sorted(topics, key=lambda topic: topic.name)
         self.cursors = tuple(Cursor(topic, pace.counters.tally(topic.pattern, transport)) for topic in topics)
         self.pace = pace
+        self.right = right
         self._last_event_id = last_event_id
         self._release = release
         self._reset = False  # messages have been missed, and the client has not been told
@@ -149,6 +153,20 @@ class _Client:
     def closed(self) -> bool:
         """Whether the application stops."""
         return any(cursor.topic.closed for cursor in self.cursors)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether somebody has ordered the end of this client."""
+        return self.pace.orders.end(self.right, self.topics)
+
+    @property
+    def may_not_listen(self) -> bool:
+        """Whether its right has ended, by time or by an order."""
+        return self.pace.orders.clock() >= self.right.expires or self.ordered
+
+    def _until(self, timeout: float) -> float:
+        """So many seconds, or fewer: until the next look whether the client may still listen."""
+        return max(0.0, min(timeout, LOOK, self.right.expires - self.pace.orders.clock()))
 
     def join(self) -> None:
         """Become a client of the topics, which keeps their sources running; undone by `close`."""
@@ -194,7 +212,16 @@ class _Client:
         return self.cursors[0] if len(self.cursors) == 1 else min(self.cursors, key=lambda cursor: cursor.next_time)
 
     def _wait(self, changed: threading.Event | None, timeout: float) -> bool:
-        """Wait until there is something for the client, at most `timeout` seconds; whether there is."""
+        """Wait until there is something for the client, or it may not listen any more; False after `timeout` s."""
+        end = self.pace.orders.clock() + timeout
+        while True:
+            left = end - self.pace.orders.clock()
+            if self._wait_for_topics(changed, self._until(left)) or self.may_not_listen:
+                return True
+            if left <= LOOK:
+                return False
+
+    def _wait_for_topics(self, changed: threading.Event | None, timeout: float) -> bool:
         if changed is None:
             (cursor,) = self.cursors
             return cursor.topic.wait(cursor.position, timeout)
@@ -239,8 +266,9 @@ class Subscription(_Client):
         last_event_id: str = "",
         release: Callable[[], None] = lambda: None,
         names: Names = "",
+        right: Right = UNLIMITED,
     ) -> None:
-        super().__init__(topics, transport.name, pace, last_event_id, release)
+        super().__init__(topics, transport.name, pace, last_event_id, release, right)
         self.transport = transport
         self.names = names
 
@@ -308,7 +336,7 @@ class Subscription(_Client):
             for cursor in self.cursors:
                 cursor.tally.alone(cursor)
             with self._listening() as changed:
-                while not self.closed:
+                while not (self.closed or self.may_not_listen):
                     if (data := self.next()) is not None:
                         yield data
                     elif self.over:
@@ -332,8 +360,9 @@ class LongPoll(_Client):
         pace: Pace,
         last_event_id: str = "",
         release: Callable[[], None] = lambda: None,
+        right: Right = UNLIMITED,
     ) -> None:
-        super().__init__(topics, longpoll.name, pace, last_event_id, release)
+        super().__init__(topics, longpoll.name, pace, last_event_id, release, right)
         self._kept: bytes | None = None
 
     def open(self) -> bytes | None:
@@ -371,6 +400,8 @@ class LongPoll(_Client):
         self.join()
         with self._listening() as changed:
             while not self.closed:
+                if self.may_not_listen:
+                    return self.waiting()
                 if (body := self.answer()) is not None:
                     return body
                 if not self._wait(changed, self.pace.longpoll_timeout):

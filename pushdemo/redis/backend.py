@@ -18,6 +18,7 @@ from pushdemo.redis.connection import Link
 from pushdemo.redis.leases import Leases
 from pushdemo.redis.ownership import SessionOwnership
 from pushdemo.redis.pool import RedisUnavailableError
+from pushdemo.redis.presence import Orders, Presence
 from pushdemo.redis.producer import RedisProducer
 from pushdemo.redis.reader import Reader
 from pushdemo.redis.renewals import Renewals
@@ -44,13 +45,16 @@ class RedisBackend:
         self.pool = pool or SourcePool(clock=clock)
         self._link = Link(url, namespace, clock)
         self._clock = clock
-        self._upkeep = Upkeep(self._link, clock)
+        self._presence = Presence(self._link)
+        self._upkeep = Upkeep(self._link, self._presence, clock)
         self._reader = Reader(self._link, self._upkeep, stale=stale, clock=clock)
         self._leases = Leases(self._link, clock)
         self._claims = Renewals()
         self._deletions = Deletions(self._link)
         self._reader.follow(self._deletions)
         self._reader.follow(self._leases)
+        self._orders = Orders(self._link, lambda: self._presence.node)
+        self._reader.follow(self._orders)
         self.ownership = SessionOwnership(self._link)
 
     @property
@@ -127,6 +131,18 @@ class RedisBackend:
         store = RedisStore(self._link, self._claims, name, maxsize, timer, may_pickle=pickles, listens=listens)
         self._deletions.add(store)
         return store
+
+    def hear_orders(self, end: Callable[[str | None, str | None], None]) -> None:
+        self._orders.end = end
+
+    def order_end(self, owner: str | None, topic: str | None) -> None:
+        self._orders.give(owner, topic)
+
+    def count_listeners(self, topic: str, here: int) -> int:
+        try:
+            return self._presence.count(topic, here)
+        except RedisUnavailableError:  # it is in the log
+            return here
 
     def start(self, topics: Iterable[Topic]) -> None:
         with suppress(RedisUnavailableError):  # the log knows, and the reader goes on trying

@@ -360,3 +360,68 @@ return type(newest) == 'string' and newest or ''
 COUNT = f"""{_NOW}
 return redis.call('ZCOUNT', KEYS[2], string.format('(%d', now), '+inf')
 """
+
+_MILLISECONDS = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+# KEYS: the nodes, by when they are taken for dead; the clients of this node by topic. ARGV: the node, the milliseconds
+# until it is taken for dead, 'all' or 'changes', and names and numbers of clients. Returns 0 where Redis has nothing
+# that the changes could be changes of.
+LISTENERS = f"""{_MILLISECONDS}
+if ARGV[3] == 'all' then redis.call('DEL', KEYS[2])
+elseif redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+for each = 4, #ARGV, 2 do
+  if ARGV[each + 1] == '0' then redis.call('HDEL', KEYS[2], ARGV[each])
+  else redis.call('HSET', KEYS[2], ARGV[each], ARGV[each + 1]) end
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%d', now))
+redis.call('ZADD', KEYS[1], string.format('%d', now + ARGV[2]), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 10 * ARGV[2])
+return 1
+"""
+
+# KEYS: the nodes. ARGV: a topic, the node that asks, what the key of a node's clients begins with. Returns how many
+# clients the topic has on the other nodes.
+COUNT_LISTENERS = f"""{_MILLISECONDS}
+local count = 0
+for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%d', now), '+inf')) do
+  if node ~= ARGV[2] then
+    local clients = redis.pcall('HGET', ARGV[3] .. node, ARGV[1])
+    count = count + (type(clients) == 'string' and tonumber(clients) or 0)
+  end
+end
+return count
+"""
+
+# KEYS: the orders, a stream. ARGV: an order, the node that gives it, the channel for news, milliseconds that orders are
+# remembered. The news are the format, the order's id (i), that of the one before (p), the node (w), and the order.
+ORDER = f"""
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then redis.call('DEL', KEYS[1]) end
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', 'w', ARGV[2], 'b', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+local news = {{'{FORMAT}', 'i', id, 'p', newest and newest[1] or '0-0', 'w', ARGV[2]}}
+redis.pcall('PUBLISH', ARGV[3], table.concat(news, ' ') .. '\\n' .. ARGV[1])
+"""
+
+# KEYS: the orders. ARGV: the id of the newest that is known, or ''. Returns the id of the newest, then the id, the node
+# and the text of each that is not known.
+ORDERS = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return {ARGV[1] ~= '' and ARGV[1] or '0-0'} end
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local found = {newest and newest[1] or '0-0'}
+if ARGV[1] == '' then return found end
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+')) do
+  found[#found + 1] = entry[1]
+  for each = 1, #entry[2], 2 do
+    if entry[2][each] == 'w' then found[#found + 1] = entry[2][each + 1] end
+  end
+  for each = 1, #entry[2], 2 do
+    if entry[2][each] == 'b' then found[#found + 1] = entry[2][each + 1] end
+  end
+end
+return found
+"""

@@ -40,6 +40,7 @@ StreamEntry = tuple[bytes, Sequence[bytes]]  # as Redis gives it: its id, names 
 _KINDS = {b"message", b"reset", b"failing", b"end"}
 _FORMAT = FORMAT.encode()
 _BREAK = re.compile(rb"[\r\n\0]")
+SKEW = 2.0  # seconds by which the clocks of nodes and Redis may differ
 
 
 class Lease(NamedTuple):
@@ -239,6 +240,12 @@ class RedisTopic(Topic):
         if not self.current or (parsed and (parsed[0] != self.epoch or parsed[1] > self.number)):
             self.refresh()
         return super().begin(last_event_id)
+
+    def newest_id(self, before: float) -> str:
+        """See Topic. The clocks of nodes and Redis may differ by SKEW: rather a message twice than none."""
+        if not self.current:
+            self.refresh()
+        return super().newest_id(before - SKEW)
 
     def refresh(self) -> None:
         """Have the mirror be as the stream is now, or later; for callers at one time, one look does."""

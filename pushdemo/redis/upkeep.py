@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pushdemo.redis.connection import Link
+from pushdemo.redis.presence import Presence
 from pushdemo.redis.scripts import DECLARE, FORMAT, KEPT, PUBLISH, SURVEY, TOUCH
 from pushdemo.redis.topic import RedisTopic
 
@@ -40,8 +41,9 @@ class Declaration(NamedTuple):
 class Upkeep:
     """See Chores."""
 
-    def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, link: Link, presence: Presence, clock: Callable[[], float] = time.monotonic) -> None:
         self._link = link
+        self._presence = presence
         self._clock = clock
         self._survey = link.script(SURVEY, writes=False)
         self._touch = link.script(TOUCH, writes=False)
@@ -82,6 +84,7 @@ class Upkeep:
     def turn(self, followers: Sequence[object]) -> None:
         """See Chores."""
         self._link.pool.trim()
+        self._presence.turn(followers)
         now = self._clock()
         self._leave_declarations(now)
         topics = [each for each in followers if isinstance(each, RedisTopic) and each.touch_due <= now and each.wanted]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pushdemo.topics.message import EntryKind, Message, join_event_ids, split_event_ids
-from pushdemo.topics.topic import EARLIEST, Beginning, Topic
+from pushdemo.topics.topic import EARLIEST, LATEST, Beginning, Topic
 
 _LOST = "lost"  # no topic's id: whoever comes back with it gets a reset
 
@@ -66,7 +66,7 @@ class MergedTopic(Topic):
         with self.lock:
             begun = []
             for part in self.parts:
-                wanted = EARLIEST if last_event_id == EARLIEST else ids.get(part.name, "")
+                wanted = last_event_id if last_event_id in (EARLIEST, LATEST) else ids.get(part.name, "")
                 position, gap, _ = part.begin(wanted)
                 begun.append((part, position))
                 reset = reset or gap or bool(last_event_id and not wanted)

@@ -19,6 +19,7 @@ from pushdemo.topics.message import EntryKind, Message, event_id, parse_event_id
 from pushdemo.topics.pattern import parse
 
 EARLIEST = "earliest"  # as a last event id: everything that the history holds
+LATEST = "latest"  # as a last event id: nothing but what comes from now on
 
 _making = threading.Lock()  # held while a topic's condition is made, and for nothing else
 
@@ -346,6 +347,8 @@ class Topic:
         """Where a client begins that has everything up to `last_event_id`; a new one, without an id, at the newest."""
         if last_event_id == EARLIEST:
             return Beginning(self.oldest())
+        if last_event_id == LATEST:
+            return Beginning(self.head)
         located = self.locate(last_event_id) if last_event_id else None
         if located is not None:
             return Beginning(located)
@@ -384,6 +387,16 @@ class Topic:
             # The entry has left the history: as if all since had been messages, so that none is passed over silently.
             number = first.number - (1 if first.kind == "message" else 0) - (first.position - 1 - position)
             return event_id(self.epoch, max(0, number))
+
+    def newest_id(self, before: float) -> str:
+        """The id of the newest message that was there at a moment, by `clock`; at the latest the newest of all."""
+        with self.lock:
+            position = self.head
+            for entry in reversed(self._history):
+                if entry.time < before:
+                    break
+                position = entry.position - 1
+        return self.id_at(position)
 
     def newest(self) -> int:
         """The position before the newest message, from where a new client starts.

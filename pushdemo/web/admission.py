@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from pyramid.httpexceptions import HTTPException, HTTPServiceUnavailable
@@ -53,6 +53,35 @@ class Places:
         return self._taken - len(self._given)
 
 
+class Shares:
+    """So many places for each of many: users, or addresses. A limit of 0 is none. `of` and `setting` name it."""
+
+    def __init__(self, limit: int, of: str, setting: str) -> None:
+        self.limit = limit
+        self.of = of
+        self.setting = setting
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()  # under the lock; less by what waits in the next line
+        self._given: deque[str] = deque()  # any thread appends, even a garbage collection within the lock
+
+    def take(self, whose: str) -> bool:
+        """Take one of their places, if one is left."""
+        with self._lock:
+            while self._given:
+                back = self._given.pop()
+                self._taken[back] -= 1
+                if not self._taken[back]:
+                    del self._taken[back]
+            if self._taken[whose] >= self.limit:
+                return False
+            self._taken[whose] += 1
+            return True
+
+    def give(self, whose: str) -> None:
+        """Give one of their places back. Takes no lock."""
+        self._given.append(whose)
+
+
 def network_of(peer: str) -> str:
     """Whose sessions count together: a client's address, or its part that a network has.
 
@@ -75,6 +104,11 @@ class Clients:
     def __init__(self, settings: Settings) -> None:
         self.all = Places(settings.max_clients)
         self.threads = Places(settings.max_threads)
+        self.by_user = Shares(settings.max_clients_per_user, "of this user", "pushdemo.max_clients_per_user")
+        self.by_address = Shares(
+            settings.max_clients_per_address, "from this address", "pushdemo.max_clients_per_address"
+        )
+        self.expire = settings.streams_expire or None  # seconds
         self.origins = settings.cors_origins
         self.counters = Counters()
         self.pace = Pace(
@@ -86,23 +120,44 @@ class Clients:
         )
 
 
-def admit(request: Request) -> Callable[[], None]:
+def admit(request: Request, user: str | None = None) -> Callable[[], None]:
     """Take a place, and where the stream will hold a thread one of the few for that; returns what gives it back.
 
-    Raises HTTPServiceUnavailable, with Retry-After, when all are taken.
+    Raises HTTPServiceUnavailable, with Retry-After, when all are taken, or all that this user or address may have.
     """
     clients: Clients = request.registry["pushdemo.clients"]
     parked = "pushdemo.park" in request.environ
     places = clients.all if parked else clients.threads
-    if places.take():
-        return places.give
+    if not (clients.by_user.limit or clients.by_address.limit):
+        if places.take():
+            return places.give
+        raise _full(places, parked)
+    with ExitStack() as given:
+        _take_share(given, clients.by_user, user)
+        address = request.remote_addr or ""
+        _take_share(given, clients.by_address, network_of(address) or address)
+        if places.take():
+            given.callback(places.give)
+            return given.pop_all().close
+        raise _full(places, parked)
+
+
+def _full(places: Places, parked: bool) -> HTTPServiceUnavailable:
     reason = f"all {places.limit} places for clients are taken (pushdemo.max_clients)"
     if not parked:
         reason = (
             f"all {places.limit} threads that may hold a client are taken (pushdemo.max_threads); under the server "
             "egg:pushdemo a client holds none"
         )
-    raise HTTPServiceUnavailable(reason, headers=retry_later())
+    return HTTPServiceUnavailable(reason, headers=retry_later())
+
+
+def _take_share(given: ExitStack, share: Shares, whose: str | None) -> None:
+    if share.limit and whose:
+        if not share.take(whose):
+            reason = f"{share.limit} clients {share.of} are connected already ({share.setting})"
+            raise HTTPServiceUnavailable(reason, headers=retry_later())
+        given.callback(share.give, whose)
 
 
 def retry_later() -> dict[str, str]:

@@ -96,6 +96,15 @@ class Backend(Protocol):
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
         """See Store."""
 
+    def hear_orders(self, end: Callable[[str | None, str | None], None]) -> None:
+        """Call `end(owner, topic)` for each order that another node has given."""
+
+    def order_end(self, owner: str | None, topic: str | None) -> None:
+        """Have the other nodes end the clients of an owner, of a topic, or of both. Raises ConnectionError."""
+
+    def count_listeners(self, topic: str, here: int) -> int:
+        """How many clients listen to the topic of this name on all nodes; `here` of them in this process."""
+
     def start(self, topics: Iterable[Topic]) -> None:
         """The application is configured, these are its topics, and its first request may come."""
 
@@ -152,6 +161,15 @@ class InProcess:
 
     def store(self, name: str, maxsize: int, timer: Timer) -> Store:
         return CachetoolsStore(name, maxsize, timer)
+
+    def hear_orders(self, end: Callable[[str | None, str | None], None]) -> None:
+        """Nothing to do."""
+
+    def order_end(self, owner: str | None, topic: str | None) -> None:
+        """Nothing to do."""
+
+    def count_listeners(self, topic: str, here: int) -> int:
+        return here
 
     def start(self, topics: Iterable[Topic]) -> None:
         """Nothing to do."""

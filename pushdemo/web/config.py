@@ -23,6 +23,7 @@ from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.threadlocal import get_current_registry
+from pyramid.tweens import EXCVIEW
 
 from pushdemo.cache.functions import Caches, UnknownFunctionError, outside
 from pushdemo.topics import content
@@ -33,9 +34,10 @@ from pushdemo.topics.producer import check_source
 from pushdemo.topics.topic import MessageProducer, Topic
 from pushdemo.web.admission import Clients
 from pushdemo.web.broker import Backend, InProcess
+from pushdemo.web.listening import count_listeners, end_here, end_streams, newest_event_id
 from pushdemo.web.publications import Publications
 from pushdemo.web.publish import RequestMemorized, end_topic, publish
-from pushdemo.web.push import push
+from pushdemo.web.push import BEGAN, push
 from pushdemo.web.sessions import Sessions
 from pushdemo.web.settings import Settings, SettingsError
 
@@ -52,8 +54,8 @@ def includeme(config: Configurator) -> None:
     Reads the settings that begin with `pushdemo.`; raises SettingsError for one that is unknown or wrong. Adds:
 
     - `config.add_topic`, a directive;
-    - `request.push`, `request.publish`, `request.end_topic` and `request.step`, methods, and `request.memorized`, an
-      attribute;
+    - `request.push`, `request.publish`, `request.end_topic`, `request.step`, `request.end_streams`,
+      `request.count_listeners` and `request.newest_event_id`, methods, and `request.memorized`, an attribute;
     - an exception view for what the generators of json_yield raise, with a predicate of its own: other exceptions, and
       those that the application has a view for, are not its concern;
     - a tween, within which memorized functions use this application's cache and durations;
@@ -90,10 +92,13 @@ def includeme(config: Configurator) -> None:
     config.add_directive("add_topic", add_topic)
     config.add_request_method(push)
     config.add_request_method(publish)
-    config.add_request_method(end_topic)
+    for method in (end_topic, end_streams, count_listeners, newest_event_id):
+        config.add_request_method(method)
+    backend.hear_orders(partial(end_here, registry["pushdemo.clients"], sessions))
     config.add_request_method(RequestMemorized(), "memorized")
     config.include("pushdemo.web.json_yield")
-    config.add_tween("pushdemo.web.config.tween")
+    # Over all that begins a transaction: a message of what is committed after this tween's first line is a newer one.
+    config.add_tween("pushdemo.web.config.tween", over=("pyramid_tm.tm_tween_factory", EXCVIEW))
     _check_open_files(settings.max_clients)
 
 
@@ -269,6 +274,7 @@ def tween(handler: Callable[[Request], Response], registry: Registry) -> Callabl
                 _warn_of_threads(registry)
             if end := request.environ.get("pushdemo.end"):
                 end.drain = drain
+        request.environ[BEGAN] = time.monotonic()
         with active():
             try:
                 response = handler(request)

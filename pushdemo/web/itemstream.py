@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from pyramid.request import Request
 from pyramid.response import Response
 
+from pushdemo.delivery.rights import Right
 from pushdemo.delivery.subscription import Pace, retry_hint
 from pushdemo.topics.message import Message
 from pushdemo.transports import STREAMS, StreamTransport, format_of
 from pushdemo.web.admission import Clients, admit, refusals_counted
-from pushdemo.web.push import HEADERS, content_type, negotiate, stream
+from pushdemo.web.push import HEADERS, begun, content_type, negotiate, stream
 from pushdemo.web.session import Answer, Owner, Refused, Start, log_failure
 from pushdemo.web.sessions import Sessions
 
@@ -39,6 +40,7 @@ class ItemStream:
         "_over",
         "_owner",
         "_release",
+        "_right",
         "_sessions",
         "_url",
         "ends",
@@ -55,7 +57,7 @@ class ItemStream:
         after: int,
         accumulate: bool | int,
         keep: int,
-        ends: float,
+        right: Right,
         transport: StreamTransport,
         pace: Pace,
         release: Callable[[], None],
@@ -70,7 +72,8 @@ class ItemStream:
         self._after = after
         self._accumulate = accumulate
         self._keep = keep
-        self.ends = ends
+        self._right = right
+        self.ends = right.expires
         self._over = False  # the last bytes have been given
         self._release: Callable[[], None] | None = release
 
@@ -107,8 +110,13 @@ class ItemStream:
         self._over = True
         return self._end("" if answer.result == "null" else answer.result)
 
+    @property
+    def ordered(self) -> bool:
+        """See Pulled."""
+        return self.pace.orders.end(self._right)
+
     def _has_expired(self) -> bool:
-        self._over = time.monotonic() >= self.ends
+        self._over = time.monotonic() >= self.ends or self.ordered
         return self._over
 
     def _end(self, content: str = "") -> bytes:
@@ -186,8 +194,10 @@ def respond(
     after = answer.given if after is None else after
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
+    user = None if owner.user is None else str(owner.user)
     with refusals_counted(request, "generator"):
-        release = admit(request)
+        release = admit(request, user)
     keep = request.registry["pushdemo.settings"].history
-    body = ItemStream(sessions, owner, request.url, after, accumulate, keep, ends, transport, clients.pace, release)
+    right = Right(user, begun(request), ends)
+    body = ItemStream(sessions, owner, request.url, after, accumulate, keep, right, transport, clients.pace, release)
     return stream(request, body, headers)

@@ -7,6 +7,7 @@ which is free again before the stream begins, where the server offers `pushdemo.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,14 +21,19 @@ from pyramid.httpexceptions import (
 from pyramid.request import Request
 from pyramid.response import Response
 
+from pushdemo.delivery.rights import Right
 from pushdemo.delivery.subscription import LARGE, LongPoll, Subscription, beginning
 from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
 from pushdemo.topics.pattern import Reference, TopicValueError
 from pushdemo.topics.topic import EARLIEST, Topic
 from pushdemo.transports import STREAMS, TRANSPORTS, Names, Transport
 from pushdemo.web.admission import Clients, admit, refusals_counted, retry_later
+from pushdemo.web.expiry import Expires, checked, deadline
 
 ALLOWED = "GET, HEAD, OPTIONS"
+BEGAN = "pushdemo.began"  # in the environ: when the request began, by the monotonic clock
+MISSING: Any = object()  # of an argument for which None is no value
+
 _LAST_EVENT_ID = re.compile("last[_-]?event[_-]?id", re.IGNORECASE)
 
 # No cache may keep a stream, no proxy compress (RFC 9111 section 5.2.2.6) or collect it (nginx reads the last).
@@ -39,6 +45,8 @@ def push(
     /,
     *topics: str | Reference,
     start: Literal["earliest", "latest"] = "latest",
+    expires: Expires = None,
+    owner: Any = MISSING,
     **values: str | int,
 ) -> Response:
     """Request method: the response that brings one topic to this client, or several, by the transport it asks for.
@@ -47,6 +55,11 @@ def push(
     placeholders. Of several topics the client may choose some with `?topic=`, given as often as it likes; messages then
     bear their topic's name. A client without a last event id begins with the newest message of each topic, or with all
     that the history holds where `start` is "earliest".
+
+    The view is the check whether the client may listen. `expires` (seconds, a timedelta, or a datetime with a time
+    zone; the ini's `pushdemo.streams.expire` where it is left out) is when the stream ends, up to a tenth earlier at
+    random: the client comes back by itself with its last id, and the view decides anew. `owner` is whose stream it is,
+    for `request.end_streams` and `pushdemo.max_clients_per_user`: the authenticated userid, unless it is given.
 
     Raises KeyError for a topic that is not declared, and TypeError for none, or where keywords are missing or too many.
     What is wrong with the request is raised as the Pyramid exception of its status: 400 (also for text that cannot be
@@ -62,10 +75,23 @@ def push(
             if request.method not in ("GET", "HEAD"):
                 raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
             references = refer(request.registry["pushdemo.topics"], topics, values)
-            return _respond(request, clients, _chosen(request, references), headers, start)
+            right = _right(request, clients, expires, owner)
+            return _respond(request, clients, _chosen(request, references), headers, start, right)
     except HTTPException as refusal:
         refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
         raise
+
+
+def begun(request: Request) -> float:
+    """When the request began, by the monotonic clock, in seconds; now, outside of the add-on's tween."""
+    began: float = request.environ.get(BEGAN) or time.monotonic()
+    return began
+
+
+def _right(request: Request, clients: Clients, expires: Expires, owner: Any) -> Right:
+    userid = request.authenticated_userid if owner is MISSING else owner
+    until = deadline(checked(clients.expire if expires is None else expires))
+    return Right(None if userid is None else str(userid), begun(request), until)
 
 
 def refer(catalog: Catalog, topics: Sequence[str | Reference], values: Mapping[str, str | int]) -> list[Reference]:
@@ -79,7 +105,12 @@ def refer(catalog: Catalog, topics: Sequence[str | Reference], values: Mapping[s
 
 
 def _respond(
-    request: Request, clients: Clients, references: Sequence[Reference], headers: dict[str, str], start: str
+    request: Request,
+    clients: Clients,
+    references: Sequence[Reference],
+    headers: dict[str, str],
+    start: str,
+    right: Right,
 ) -> Response:
     catalog: Catalog = request.registry["pushdemo.topics"]
     name = negotiate(
@@ -96,15 +127,16 @@ def _respond(
         last_event_id = EARLIEST
     if name == "sse" and _is_over(catalog, references, last_event_id):
         return Response(status=204, headerlist=list(headers.items()))  # HTML section 9.2.3: it does not come back
-    release = admit(request)
+    release = admit(request, right.owner)
     try:
         topics = _open(catalog, references, joined=name == "sse" and not own_ids)
     except BaseException:
         release()
         raise
     if name not in STREAMS:
-        return _long_poll(request, LongPoll(topics, clients.pace, last_event_id, release), headerlist)
-    return stream(request, Subscription(topics, STREAMS[name], clients.pace, last_event_id, release, names), headerlist)
+        return _long_poll(request, LongPoll(topics, clients.pace, last_event_id, release, right), headerlist)
+    subscription = Subscription(topics, STREAMS[name], clients.pace, last_event_id, release, names, right)
+    return stream(request, subscription, headerlist)
 
 
 def _names(request: Request, references: Sequence[Reference]) -> Names:

@@ -21,7 +21,7 @@ import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -160,10 +160,14 @@ class Sessions:
                 self._ownership.close(owner.name)
         return session is not None
 
-    def forget_user(self, user: Hashable) -> int:
-        """End all sessions of a user that are here, as `forget` does; returns how many."""
+    def forget_user(self, user: str) -> int:
+        """End all sessions of a user, given as text, that are here, as `forget` does; returns how many."""
         with self._lock:
-            ended = {owner: session.name for owner, session in self._all() if owner.user == user}
+            ended = {
+                owner: session.name
+                for owner, session in self._all()
+                if owner.user is not None and str(owner.user) == user
+            }
             for owner in ended:
                 self._drop(owner)
         self._give_up(list(ended.values()))

@@ -60,6 +60,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _count_or_none(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
 def _origins(text: str) -> tuple[str, ...]:
     found = tuple(text.split())
     if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in found):
@@ -88,6 +95,7 @@ def _redis_namespace(text: str) -> str:
 SECONDS = Converter(_seconds, "a number of seconds, 0 or more")
 SECONDS_ABOVE_0 = Converter(_seconds_above_0, "a number of seconds above 0")
 COUNT = Converter(_count, "a whole number, 1 or more")
+COUNT_OR_NONE = Converter(_count_or_none, "a whole number, 0 or more")
 ORIGINS = Converter(_origins, "* or origins (scheme://host[:port], in lower case) separated by spaces")
 REDIS_URL = Converter(_redis_url, "a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or nothing")
 REDIS_NAMESPACE = Converter(_redis_namespace, "up to 50 letters, digits, _, . or -")
@@ -132,6 +140,18 @@ class Settings:
         "base_url", BASE_URL, "http://localhost", "the application's address, for the links in what it publishes"
     )
     max_clients: int = option("max_clients", COUNT, 10_000, "clients held at once; the next one gets 503")
+    max_clients_per_user: int = option(
+        "max_clients_per_user", COUNT_OR_NONE, 0, "clients held at once of one authenticated user; 0: no limit"
+    )
+    max_clients_per_address: int = option(
+        "max_clients_per_address",
+        COUNT_OR_NONE,
+        0,
+        "clients held at once from one address, which trusted proxies tell; 0: no limit",
+    )
+    streams_expire: float = option(
+        "streams.expire", SECONDS, 0.0, "seconds after which a stream ends, and its view decides anew; 0: never"
+    )
     max_threads: int = option(
         "max_threads", COUNT, 3, "clients held at once by a server that gives each a thread; less than its threads"
     )
