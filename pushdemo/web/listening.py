@@ -35,8 +35,8 @@ def end_streams(
     a changed permission with `topic` too. A pattern without its values means all of its topics. Within a second the
     clients get a clean end on every node; they come back by themselves, and the view decides anew. A stream whose
     request has begun before is ended too. Without `topic`, the owner's generator sessions end as well. In a request
-    with a transaction (pyramid_tm, or `tm`) it waits for the commit, unless `now`: otherwise clients would be back before
-    it, and stay.
+    with a transaction (pyramid_tm, or `tm`) it waits for the commit, unless `now`: otherwise clients would be back
+    before it, and stay.
 
     Raises TypeError where neither part is given, or one is None; KeyError for a pattern that is not declared; and
     HTTPServiceUnavailable where the other nodes cannot be told now: then only this node's clients have ended.

@@ -265,7 +265,8 @@ def test_latest_is_nothing_but_what_comes(site: tuple[Server, TestApp]) -> None:
         with Reader(port_of(server), transport, "/push?room=a", last="latest") as reader:
             reader.start()
             wait_until(lambda: clients(app) == 1, what="the client")
-            assert reader.next().id == app.get("/publish?room=a").json
+            published = app.get("/publish?room=a").json
+            assert reader.next().id == published
         wait_until(lambda: clients(app) == 0, what="its leaving")
 
 
