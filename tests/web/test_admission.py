@@ -10,7 +10,7 @@ import pytest
 from pyramid.httpexceptions import HTTPNotFound, HTTPServiceUnavailable
 
 from pushdemo.delivery.metrics import Counters
-from pushdemo.web.admission import Places, admit, refusals_counted
+from pushdemo.web.admission import Places, Shares, admit, refusals_counted
 
 
 def test_there_are_as_many_places_as_the_limit_says() -> None:
@@ -51,7 +51,8 @@ def test_threads_take_no_more_places_than_there_are() -> None:
 
 
 def request(*, parked: bool) -> Any:
-    clients = SimpleNamespace(all=Places(1), threads=Places(0), counters=Counters())
+    clients = SimpleNamespace(all=Places(1), threads=Places(0), counters=Counters(), by_user=Shares(0, "", ""))
+    clients.by_address = clients.by_user
     environ = {"pushdemo.park": None} if parked else {}
     return SimpleNamespace(registry={"pushdemo.clients": clients}, environ=environ)
 

@@ -134,7 +134,7 @@ def test_a_duration_is_a_number_of_seconds(key: str, value: str) -> None:
 
 
 # Those for which 0 is another word for "not at all".
-ZERO = {"pushdemo.drain", *(key for key in KEYS if key.startswith("pushdemo.memorize."))}
+ZERO = {"pushdemo.drain", "pushdemo.streams.expire", *(key for key in KEYS if key.startswith("pushdemo.memorize."))}
 
 
 @pytest.mark.parametrize("key", [row.metadata["key"] for row in DURATIONS if row.metadata["key"] not in ZERO])
@@ -142,10 +142,16 @@ def test_a_duration_of_nothing_is_refused_where_it_means_nothing(key: str) -> No
     assert f"{key} = 0: must be a number of seconds above 0" in refused({key: "0"})
 
 
-@pytest.mark.parametrize("key", [row.metadata["key"] for row in COUNTS])
+@pytest.mark.parametrize("key", [row.metadata["key"] for row in COUNTS if row.default])
 @pytest.mark.parametrize("value", ["0", "-3", "1.5", "many", ""])
 def test_a_count_is_a_whole_number_from_1_on(key: str, value: str) -> None:
     assert f"{key} = {value}: must be a whole number, 1 or more, such as " in refused({key: value})
+
+
+@pytest.mark.parametrize("key", [row.metadata["key"] for row in COUNTS if not row.default])
+@pytest.mark.parametrize("value", ["-3", "1.5", "many", ""])
+def test_a_limit_that_is_none_by_default_is_a_whole_number_from_0_on(key: str, value: str) -> None:
+    assert f"{key} = {value}: must be a whole number, 0 or more, such as 0" in refused({key: value})
 
 
 @pytest.mark.parametrize(
