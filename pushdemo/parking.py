@@ -42,7 +42,7 @@ from typing import Any
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer
-from waitress.task import ErrorTask, WSGITask
+from waitress.task import WSGITask
 
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.subscription import LongPoll, Subscription
@@ -66,15 +66,6 @@ class ParkingRequest(HTTPRequestParser):
     """A request."""
 
     turn: bool | None = None  # one that has waited for a turn: whether it has one, or none came in time
-
-
-class RefusingTask(ErrorTask):
-    """waitress's answer to a request that it cannot read, or that the application has failed with."""
-
-    def execute(self) -> None:
-        """As in waitress; a browser is to take the text for what it is."""
-        self.response_headers.append(("X-Content-Type-Options", "nosniff"))
-        super().execute()
 
 
 class ParkingTask(WSGITask):
@@ -260,7 +251,6 @@ class ParkingChannel(HTTPChannel):
     socket: Any  # a socket; None once it is another's
     held: list[bytes] | None = None  # what a task writes together; the worker's
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
-    error_task_class = RefusingTask
     parser_class = ParkingRequest
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:

@@ -576,8 +576,7 @@ def test_channels_and_tasks_ask_their_server_for_what_our_reception_has() -> Non
     }
 
 
-def test_there_are_hooks_for_errors_and_requests() -> None:
-    assert HTTPChannel.error_task_class is ErrorTask
+def test_there_is_a_hook_for_requests() -> None:
     assert HTTPChannel.parser_class is HTTPRequestParser
 
 

@@ -106,15 +106,9 @@ SEQUENCES: dict[str, bytes] = {
     "no length": b"GET /chunks HTTP/1.1\r\n" + HOST + b"\r\n" + SECOND,
 }
 
-NOSNIFF = b"X-Content-Type-Options: nosniff\r\n"
-
 
 def meant(name: str, stock: bytes) -> bytes:
     """What ours is to say where waitress says `stock`: the differences that are meant."""
-    # The server's own refusals say that a browser must not guess what they are.
-    stock = re.sub(
-        rb"(Server: waitress\r\n)(?=\r\n(?:Bad Request|Internal|Request |Not Impl))", rb"\1" + NOSNIFF, stock
-    )
     # waitress ends a body without a length behind the headers of a HEAD too (RFC 9110 section 9.3.2).
     return stock.removesuffix(b"0\r\n\r\n") if name == "head, no length" else stock
 
