@@ -15,7 +15,6 @@ that client.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import socket
 import time
@@ -44,6 +43,25 @@ _SWEEP = 0.5  # seconds between two sweeps
 _FLOW = 0.01
 
 
+class _Expiry(weakref.ref["Stream | Poll"]):
+    """A client, and when its right to listen ends: one object of 90 bytes, since there may be thousands."""
+
+    __slots__ = ("at",)
+
+    at: float
+
+    def __new__(cls, client: Stream | Poll, at: float) -> _Expiry:
+        self = super().__new__(cls, client)
+        self.at = at
+        return self
+
+    def __init__(self, client: Stream | Poll, at: float) -> None:
+        super().__init__(client)
+
+    def __lt__(self, other: _Expiry) -> bool:
+        return self.at < other.at
+
+
 class Hub(Loop):
     """Holds parked clients. Its thread starts with the first of them. `clock` counts seconds.
 
@@ -61,8 +79,7 @@ class Hub(Loop):
         self._delivered = 0.0  # when a turn last delivered something, by the system's clock
         self._flowing = False  # messages have come so soon after others that the loop naps between two turns
         # When clients may listen no more, the next one first; who has left meanwhile is nobody.
-        self._expiring: list[tuple[float, int, weakref.ref[Stream | Poll]]] = []
-        self._serials = itertools.count()
+        self._expiring: list[_Expiry] = []
         self._orders: dict[Orders, int] = {}  # of each application, with the number of those that are carried out
 
     # -- any thread
@@ -142,8 +159,8 @@ class Hub(Loop):
         else:
             self._flowing = False
         now = self.clock()
-        while self._expiring and self._expiring[0][0] <= now:
-            if (client := heapq.heappop(self._expiring)[2]()) is not None:
+        while self._expiring and self._expiring[0].at <= now:
+            if (client := heapq.heappop(self._expiring)()) is not None:
                 self.guarded(client.let_go, fail=client.fail)
         if now >= self._swept + _SWEEP:
             self._swept = now
@@ -166,7 +183,7 @@ class Hub(Loop):
             return None
         due = self._swept + _SWEEP
         if self._expiring:
-            due = min(due, self._expiring[0][0])
+            due = min(due, self._expiring[0].at)
         return max(0.0, due - self.clock())
 
     def nap(self) -> float:
@@ -204,7 +221,7 @@ class Hub(Loop):
     def _let_go_at(self, expires: float, client: Stream | Poll, orders: Orders) -> None:
         self._orders.setdefault(orders, orders.number)
         if expires < math.inf:
-            heapq.heappush(self._expiring, (expires, next(self._serials), weakref.ref(client)))
+            heapq.heappush(self._expiring, _Expiry(client, expires))
 
     def _feeds_of(self, topics: Sequence[Topic]) -> list[Feed]:
         return [self._feed(topic) for topic in topics]
