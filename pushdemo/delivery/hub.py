@@ -51,12 +51,12 @@ class _Expiry(weakref.ref["Stream | Poll"]):
     at: float
 
     def __new__(cls, client: Stream | Poll, at: float) -> _Expiry:
-        self = super().__new__(cls, client)
+        self: _Expiry = weakref.ref.__new__(cls, client)
         self.at = at
         return self
 
     def __init__(self, client: Stream | Poll, at: float) -> None:
-        super().__init__(client)
+        super().__init__(client)  # type: ignore[call-arg]  # typeshed has no __init__ of it
 
     def __lt__(self, other: _Expiry) -> bool:
         return self.at < other.at
