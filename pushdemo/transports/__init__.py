@@ -17,6 +17,8 @@ __all__ = ["STREAMS", "TRANSPORTS", "Format", "Names", "Notice", "StreamTranspor
 STREAMS: dict[str, StreamTransport] = {"multipart": multipart, "sse": sse, "jsonlines": jsonlines}
 TRANSPORTS: dict[str, Transport] = {**STREAMS, "longpoll": longpoll}
 
+_LARGE = 32_768  # bytes: of a larger body no form is kept that nobody is sent
+
 
 class Format:
     """How the entries of a topic become the bytes of a group of clients: a transport, with names or not, and a framing.
@@ -51,7 +53,8 @@ class Format:
 
     def _encode(self, message: Message) -> bytes:
         if self.frame is not whole:
-            return self.frame(format_of(self.transport, self.names).encode(message))
+            unframed = format_of(self.transport, self.names)
+            return self.frame(unframed._encode(message) if len(message.body) > _LARGE else unframed.encode(message))
         return self.make(message)
 
 
