@@ -29,11 +29,9 @@ not be touched by its channel.
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -41,15 +39,14 @@ from typing import Any
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.server import BaseWSGIServer
 from waitress.task import WSGITask
 
-from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.subscription import LongPoll, Subscription
 from pushdemo.delivery.tcp import keep_alive
-from pushdemo.loop import ALL, READ, WRITE, Loop
+from pushdemo.loop import ALL, READ, WRITE
 from pushdemo.offer import Park, Postponed, Turn
-from pushdemo.workers import Work, Workers
+from pushdemo.reception import Reception
+from pushdemo.workers import Work
 
 log = logging.getLogger("pushdemo")
 
@@ -166,82 +163,6 @@ class ParkingTask(WSGITask):
         self.content_length = _LENGTH
         before, mark, after = self.build_response_header().partition(b"Content-Length: %d" % _LENGTH)
         self.around_length = before + mark.partition(b" ")[0] + b" ", after
-
-
-class End:
-    """The server's end, as the application sees it: `environ["pushdemo.end"]`.
-
-    While the server drains it goes on serving, and the application says that it is not ready, so that a balancer sends
-    nobody more. Any thread may use it.
-    """
-
-    def __init__(self) -> None:
-        self.drain = 0.0  # seconds from the stop to the end; the application sets it
-        self._at = math.inf  # of the monotonic clock
-
-    @property
-    def near(self) -> bool:
-        """Whether the server has been told to stop."""
-        return self._at < math.inf
-
-    def begin(self) -> None:
-        """The server has been told to stop; told twice, it does so at once."""
-        self._at = time.monotonic() + (0.0 if self.near else self.drain)
-
-    def left(self) -> float:
-        """Seconds to the end."""
-        return self._at - time.monotonic()
-
-
-class Reception:
-    """What the channels of a listener know as their server: all that waitress's own code asks of one, and our parts."""
-
-    def __init__(self, listener: BaseWSGIServer, hub: Hub, workers: Workers, loop: Loop, end: End) -> None:
-        self.adj = listener.adj
-        self.application = listener.application
-        self.effective_port = listener.effective_port
-        self.server_name = listener.server_name
-        self.active_channels = listener.active_channels
-        self.map = listener._map  # by descriptor: listeners and connections, but for those that are parked
-        self.add_task = listener.add_task
-        self._waiting: deque[Any] = listener.task_dispatcher.queue
-        self._most_waiting: int = max(16, 4 * listener.adj.threads)
-        self.hub = hub
-        self.trouble = lambda: hub.trouble  # what keeps parked clients from being served, if anything does
-        self.workers = workers
-        self.loop = loop
-        self.end = end
-        self.held_back = False  # the listener accepts nobody, since so many wait for a thread; any thread
-        self._second = 0  # see `headers`; any thread, roughly: one that loses makes its headers anew
-        self._headers: dict[Any, tuple[bytes, bool, bool]] = {}
-        self.turned_away = 0  # since a stream that a middleware iterates last had a thread; workers', roughly
-        self._warned: set[tuple[str, str]] = set()  # any thread adds
-
-    def headers(self, second: int) -> dict[Any, tuple[bytes, bool, bool]]:
-        """Headers that responses of this second have had: see ParkingTask."""
-        if second != self._second:
-            self._second, self._headers = second, {}
-        return self._headers
-
-    def warn_once(self, message: str, name: str) -> None:
-        """Log a warning, once for each name in it."""
-        if (message, name) not in self._warned:
-            self._warned.add((message, name))
-            log.warning(message, name)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether so many wait for a thread that new connections had better wait where they are."""
-        return len(self._waiting) >= self._most_waiting
-
-    def let_in(self) -> None:
-        """A request is over: have the listener accept again, if few wait now."""
-        if self.held_back and len(self._waiting) <= self._most_waiting // 2:
-            self.held_back = False
-            self.loop.wake()
-
-    def pull_trigger(self) -> None:
-        """waitress would have its loop look at all connections; each tells the loop itself (`attend`)."""
 
 
 class ParkingChannel(HTTPChannel):

@@ -25,7 +25,8 @@ from pushdemo.delivery.hub import Hub
 from pushdemo.forking import call_in_child
 from pushdemo.loop import READ, Loop
 from pushdemo.offer import Application, outermost
-from pushdemo.parking import End, ParkingChannel, Reception
+from pushdemo.parking import ParkingChannel
+from pushdemo.reception import End, Reception
 from pushdemo.workers import Dispatcher, Workers
 
 log = logging.getLogger("pushdemo")

@@ -697,7 +697,7 @@ def test_no_query_and_no_path_is_an_error_of_the_servers() -> None:
 
 
 @pytest.mark.parametrize("io_uring", ["true", "false"])
-@pytest.mark.parametrize("cycles", [150, pytest.param(10_000, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("cycles", [150, pytest.param(3_000, marks=pytest.mark.heavy)])
 def test_clients_that_come_and_go_change_nothing_for_those_who_stay(io_uring: str, cycles: int) -> None:
     """Each chunk that these get is checked: descriptors are used again at once, and many sends share a system call."""
     app = app_with(history="1000")
