@@ -24,6 +24,7 @@ from pyramid.response import Response
 from pyramid.view import view_config, view_defaults
 
 from pushdemo.topics.catalog import Catalog
+from pushdemo.web.broker import Backend
 
 MESSAGES, THERE = "room.{room}", "there.{room}"
 FIRST_ROOM = "lobby"
@@ -34,10 +35,11 @@ INTERVAL = 1.0  # seconds between two counts of who is there
 _ROOM = re.compile(rf"[^\W_](?:[\w .-]{{0,{LONGEST_NAME - 2}}}\w)?")
 
 
-def there(topics: Catalog, room: str) -> int:
-    """Return how many listen to a room on this node: the source of its topic `there.{room}`."""
-    topic = topics.find(topics.refer(MESSAGES, {"room": room}))
-    return topic.clients if topic else 0
+def there(topics: Catalog, backend: Backend, room: str) -> int:
+    """Return how many listen to a room, on all nodes: the source of its topic `there.{room}`."""
+    reference = topics.refer(MESSAGES, {"room": room})
+    topic = topics.find(reference)
+    return backend.count_listeners(reference.name, topic.clients if topic else 0)
 
 
 class Rate:

@@ -74,7 +74,7 @@ def _add_rooms(config: Configurator) -> None:
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy(httponly=True, samesite="Lax"))
     config.registry["pushdemo.demo.rate"] = rooms.Rate()
     config.add_topic(rooms.MESSAGES, history=50)
-    count = partial(rooms.there, config.registry["pushdemo.topics"])
+    count = partial(rooms.there, config.registry["pushdemo.topics"], config.registry["pushdemo.backend"])
     config.add_topic(
         rooms.THERE, count, interval=rooms.INTERVAL, content_type="application/json", history=1, shared=False
     )

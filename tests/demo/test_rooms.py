@@ -106,14 +106,14 @@ def test_rooms_lead_to_the_first_or_to_the_one_that_is_named(app: TestApp) -> No
 
 
 def test_the_count_is_of_those_who_listen(demo: Router) -> None:
-    topics = demo.registry["pushdemo.topics"]
-    assert there(topics, "lobby") == 0
+    topics, backend = (demo.registry[f"pushdemo.{part}"] for part in ("topics", "backend"))
+    assert there(topics, backend, "lobby") == 0
     topic = topics.open(topics.refer(MESSAGES, {"room": "lobby"}))
     topic.join()
-    assert there(topics, "lobby") == 1
-    assert there(topics, "kitchen") == 0
+    assert there(topics, backend, "lobby") == 1
+    assert there(topics, backend, "kitchen") == 0
     topic.leave()
-    assert there(topics, "lobby") == 0
+    assert there(topics, backend, "lobby") == 0
 
 
 def test_a_visitor_may_say_a_burst_and_then_one_in_a_time() -> None:
