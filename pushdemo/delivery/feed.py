@@ -32,11 +32,12 @@ import socket
 from collections.abc import Sequence
 
 from pushdemo.delivery.connection import Connection
+from pushdemo.delivery.cursor import Cursor
 from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.poll import Poll
 from pushdemo.delivery.sending import FAILED, Sockets, offer
-from pushdemo.delivery.subscription import Cursor, Pace, Subscription, retry_hint
+from pushdemo.delivery.subscription import Pace, Subscription, retry_hint
 from pushdemo.delivery.tcp import give_up_after, keep_late_here
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
@@ -82,18 +83,7 @@ class Outbox:
 class Feed:
     """A topic in the hub."""
 
-    __slots__ = (
-        "_last",
-        "_over",
-        "due",
-        "groups",
-        "looked_at",
-        "loop",
-        "outbox",
-        "polls",
-        "position",
-        "topic",
-    )
+    __slots__ = ("_last", "_over", "due", "groups", "looked_at", "loop", "outbox", "polls", "position", "topic")
 
     def __init__(self, loop: Loop, outbox: Outbox, topic: Topic) -> None:
         self.loop = loop
@@ -217,7 +207,7 @@ class Feed:
 class Group:
     """The streams of one topic that are written the same bytes."""
 
-    __slots__ = ("behind", "current", "feed", "format", "pace", "tally", "written")
+    __slots__ = ("behind", "current", "feed", "format", "pace", "sent", "tally", "written")
 
     def __init__(self, feed: Feed, tally: Tally, pace: Pace, format: Format) -> None:
         self.feed = feed
@@ -226,6 +216,7 @@ class Group:
         self.tally = tally
         self.current: Sockets[Stream] = Sockets()
         self.behind: dict[Stream, None] = {}
+        self.sent = 0  # bytes that each of `current` has been written: see delivery/access.py
         self.written = feed.loop.clock()  # when `current` was last written to
 
     def entry(self, message: Message, reset: bool) -> bytes:
@@ -251,6 +242,7 @@ class Group:
         for stream in list(self.behind):
             if stream.stalled(now, self.pace.stall_timeout):
                 self.tally.closed_stalled()
+                stream.subscription.record.ended("it did not read")
                 self.feed.loop.guarded(stream.drop)
         if self.current and now >= self.quiet_from:
             self._keep_alive(now)
@@ -270,11 +262,13 @@ class Group:
         else:
             for stream in quiet:
                 stream.progress = now
+                stream.subscription.record.add(len(data))
                 self.feed.outbox.add(stream, data)
         self.tally.wrote(len(data) * len(quiet))
 
     def _write(self, data: bytes) -> None:
         self.written = self.feed.loop.clock()
+        self.sent += len(data)
         if len(self.current) < CROWD:
             for stream in self.current:
                 self.feed.outbox.add(stream, data)
@@ -332,11 +326,13 @@ class Stream(Connection):
         self.advance()
 
     def finish(self, format: Format) -> None:
-        """The server stops."""
+        """The server stops, or lets the client go."""
+        self.subscription.record.ended("the server stops")
         self.farewell(format.ending(format.transport.retry(retry_hint())))
 
     def half_closed(self) -> None:
         """The client has closed its side."""
+        self.subscription.record.ended("the client left")
         self.let_go()
         if self.open:
             self.hear_no_more()
@@ -346,6 +342,7 @@ class Stream(Connection):
         self.groups[0].feed.outbox.flush()
         if not self.open:
             return
+        self.subscription.record.ended("its right ended")
         format = self.groups[0].format
         if not self.rest:
             self.finish(format)
@@ -386,6 +383,7 @@ class Stream(Connection):
             if lacking:
                 self.rest = self._next_of(lacking)
             elif all(ended):
+                self.subscription.record.ended("the topic ended")
                 self.ending = self.groups[0].format.ending(self.subscription.end())
             else:
                 self._become_current()
@@ -398,6 +396,7 @@ class Stream(Connection):
         assert message is not None
         data = group.entry(message, reset)
         group.count(len(data), 1, message, reset)
+        self.subscription.record.add(len(data))
         return data
 
     def _become_current(self) -> None:
@@ -405,6 +404,7 @@ class Stream(Connection):
             del group.behind[self]
             group.tally.caught_up(cursor)
             group.current[self] = self.sock
+        self.subscription.record.join(self.groups)
 
     def _go_on_alone(self) -> None:
         for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
@@ -417,6 +417,7 @@ class Stream(Connection):
         for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
             del group.current[self]
             cursor.position = group.feed.position
+        self.subscription.record.leave(self.groups)
         self._go_on_alone()
 
     def keep(self, data: bytes, sent: int) -> None:
@@ -433,9 +434,11 @@ class Stream(Connection):
 
     def gone(self) -> None:
         """The connection has been dropped."""
-        for group in self.groups:
-            group.current.pop(self, None)
+        for cursor, group in zip(self.subscription.cursors, self.groups, strict=True):
+            if group.current.pop(self, None):
+                cursor.position = group.feed.position
             group.behind.pop(self, None)
             group.feed.due = 0.0
+        self.subscription.record.leave(self.groups)
         self.groups[0].feed.outbox.discard(self)
         self.subscription.close()

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pushdemo.delivery.metrics import Counters, Tally
+from pushdemo.delivery.access import NO_RECORD
+from pushdemo.delivery.cursor import Cursor, beginning
+from pushdemo.delivery.metrics import Counters
 from pushdemo.delivery.rights import LOOK, UNLIMITED, Orders, Right
-from pushdemo.topics.message import Message, join_event_ids, split_event_ids
-from pushdemo.topics.topic import EARLIEST, LATEST, Topic
+from pushdemo.topics.message import Message, join_event_ids
+from pushdemo.topics.topic import Topic
 from pushdemo.transports import Names, StreamTransport, format_of, longpoll
 from pushdemo.transports.longpoll import State
 
@@ -55,64 +57,13 @@ class Pace:
         return round(1000 * self.retry)
 
 
-class Cursor:
-    """A client's place in one topic."""
-
-    __slots__ = ("position", "tally", "topic")
-
-    def __init__(self, topic: Topic, tally: Tally) -> None:
-        self.topic = topic
-        self.tally = tally
-        self.position = 0  # of the last entry that the client has, or is being written
-
-    @property
-    def id(self) -> str:
-        """The id that resumes here."""
-        return self.topic.id_at(self.position)
-
-    @property
-    def next_time(self) -> float:
-        """When the next entry came; endless where there is none."""
-        message, _ = self.topic.following(self.position)
-        return message.time if message else float("inf")
-
-    @property
-    def over(self) -> bool:
-        """Whether the topic has ended and the client has all of it."""
-        ended, head = self.topic.reached()
-        return ended and self.position == head
-
-    def take(self) -> tuple[Message | None, bool]:
-        """Go on to the next entry; None where there is none. And whether entries before it have been missed."""
-        message, gap = self.topic.following(self.position)
-        if message:
-            self.position = message.position
-        return message, gap
-
-
-def beginning(topics: Sequence[Topic], last_event_id: str) -> tuple[list[int], bool, tuple[Message, ...]]:
-    """Where a client of these topics begins in each of them, after a reset or not, and what it is given first.
-
-    The id is that of its topic, `name:id` of each of several, "earliest", or empty.
-    """
-    known = split_event_ids(last_event_id)
-    positions, missed, backlog = list[int](), False, tuple[Message, ...]()
-    for topic in topics:
-        wanted = last_event_id if len(topics) == 1 or last_event_id in (EARLIEST, LATEST) else ""
-        wanted = known.get(topic.name, wanted)
-        position, reset, backlog = topic.begin(wanted)
-        positions.append(position)
-        missed = missed or reset or bool(last_event_id and not wanted)
-    return positions, missed, backlog
-
-
 class _Client:
     """What a stream and a long poll have in common. `release` is called once, when the client is gone.
 
     `release` must not take a lock: the last resort that calls it is the garbage collector, in any thread at any time.
     """
 
-    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "cursors", "pace", "right")
+    __slots__ = ("_last_event_id", "_release", "_reset", "_state", "cursors", "pace", "record", "right")
 
     def __init__(
         self,
@@ -127,6 +78,7 @@ class _Client:
         self.cursors = tuple(Cursor(topic, pace.counters.tally(topic.pattern, transport)) for topic in topics)
         self.pace = pace
         self.right = right
+        self.record = NO_RECORD  # for the access log
         self._last_event_id = last_event_id
         self._release = release
         self._reset = False  # messages have been missed, and the client has not been told
@@ -181,6 +133,7 @@ class _Client:
             for cursor in self.cursors:
                 cursor.tally.left(cursor)
                 cursor.topic.leave()
+            self.record.write(self.pace.orders.clock(), self._places)
         if self._state != "closed":
             self._state = "closed"
             self._release()
@@ -200,11 +153,16 @@ class _Client:
         if self._state == "new":
             self._release()
 
+    @property
+    def _places(self) -> int:
+        return sum(cursor.position for cursor in self.cursors)
+
     def _begin(self) -> tuple[Message, ...]:
         """Go to the place that the last event id says; what comes before anything else."""
         positions, self._reset, backlog = beginning(self.topics, self._last_event_id)
         for cursor, position in zip(self.cursors, positions, strict=True):
             cursor.position = position
+        self.record.begin(self._places - len(backlog))
         return backlog
 
     def _next_cursor(self) -> Cursor:
@@ -303,7 +261,9 @@ class Subscription(_Client):
             size += len(data)
         messages = sum(entry.kind == "message" for entry in backlog)
         self.cursors[0].tally.wrote(sum(map(len, parts)) - size, messages=messages)
-        return b"".join(parts)
+        first = b"".join(parts)
+        self.record.add(len(first))
+        return first
 
     @property
     def large_next(self) -> Message | None:
@@ -338,12 +298,15 @@ class Subscription(_Client):
             with self._listening() as changed:
                 while not (self.closed or self.may_not_listen):
                     if (data := self.next()) is not None:
+                        self.record.add(len(data))
                         yield data
                     elif self.over:
+                        self.record.ended("the topic ended")
                         yield self.end()
                         return
                     elif not self._wait(changed, self.pace.heartbeat):
                         yield self.transport.notice("heartbeat")
+            self.record.ended("the server stops" if self.closed else "its right ended")
             yield self.transport.retry(retry_hint())
         finally:
             self.close()

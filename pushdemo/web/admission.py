@@ -108,6 +108,7 @@ class Clients:
         self.by_address = Shares(
             settings.max_clients_per_address, "from this address", "pushdemo.max_clients_per_address"
         )
+        self.access_log = settings.access_log
         self.expire = settings.streams_expire or None  # seconds
         self.origins = settings.cors_origins
         self.counters = Counters()

@@ -21,8 +21,10 @@ from pyramid.httpexceptions import (
 from pyramid.request import Request
 from pyramid.response import Response
 
+from pushdemo.delivery.access import Record
+from pushdemo.delivery.cursor import beginning
 from pushdemo.delivery.rights import Right
-from pushdemo.delivery.subscription import LARGE, LongPoll, Subscription, beginning
+from pushdemo.delivery.subscription import LARGE, LongPoll, Subscription
 from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
 from pushdemo.topics.pattern import Reference, TopicValueError
 from pushdemo.topics.topic import EARLIEST, Topic
@@ -136,6 +138,9 @@ def _respond(
     if name not in STREAMS:
         return _long_poll(request, LongPoll(topics, clients.pace, last_event_id, release, right), headerlist)
     subscription = Subscription(topics, STREAMS[name], clients.pace, last_event_id, release, names, right)
+    if clients.access_log:
+        target = f"{request.remote_addr} {right.owner or '-'} {request.method} {request.path} {name}"
+        subscription.record = Record(target, clients.pace.orders.clock())
     return stream(request, subscription, headerlist)
 
 

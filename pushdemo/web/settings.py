@@ -60,6 +60,12 @@ def _count(text: str) -> int:
     return number
 
 
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"
+
+
 def _count_or_none(text: str) -> int:
     number = int(text)
     if number < 0:
@@ -95,6 +101,7 @@ def _redis_namespace(text: str) -> str:
 SECONDS = Converter(_seconds, "a number of seconds, 0 or more")
 SECONDS_ABOVE_0 = Converter(_seconds_above_0, "a number of seconds above 0")
 COUNT = Converter(_count, "a whole number, 1 or more")
+BOOLEAN = Converter(_boolean, "true or false")
 COUNT_OR_NONE = Converter(_count_or_none, "a whole number, 0 or more")
 ORIGINS = Converter(_origins, "* or origins (scheme://host[:port], in lower case) separated by spaces")
 REDIS_URL = Converter(_redis_url, "a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or nothing")
@@ -196,6 +203,9 @@ class Settings:
         "generators.timeout", SECONDS_ABOVE_0, 60.0, "seconds without a poll after which a generator session is closed"
     )
     generators_limit: int = option("generators.limit", COUNT, 1000, "generator sessions at once; the next one gets 503")
+    access_log: bool = option(
+        "access_log", BOOLEAN, False, "a line in the log pushdemo.access for each stream, when it ends: true or false"
+    )
     drain: float = option(
         "drain",
         SECONDS,
@@ -292,6 +302,8 @@ def _shown(value: Any) -> str:
         return " ".join(value) or "https://example.org"
     if isinstance(value, str):
         return value or "redis://localhost:6379/0"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

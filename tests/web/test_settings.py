@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 ROWS = [row for row in dataclasses.fields(Settings) if row.metadata]
 DURATIONS = [row for row in ROWS if isinstance(row.default, float)]
-COUNTS = [row for row in ROWS if isinstance(row.default, int)]
+COUNTS = [row for row in ROWS if type(row.default) is int]
 KEYS = [row.metadata["key"] for row in ROWS]
 
 
@@ -26,6 +26,8 @@ def as_ini(value: Any) -> str:
     """A default as an ini or a table has it."""
     if isinstance(value, tuple):
         return " ".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
