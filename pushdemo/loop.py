@@ -25,6 +25,9 @@ ALL = READ | WRITE
 class Handler(Protocol):
     """Whose socket it is."""
 
+    def owns(self, fd: int) -> bool:
+        """Whether its socket has this number, and is open. Asked under the loop's lock, by any thread."""
+
     def ready(self, fd: int, events: int) -> None:
         """The socket with this number is said to be ready for `events`. In the loop's thread."""
 
@@ -60,10 +63,11 @@ class Loop:
         return known[1] if known and known[0] is handler else 0
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
-        """Report these events of a socket too."""
+        """Report these events of a socket too, unless it is closed meanwhile: its number may be another's by now."""
         if events & ~self.watched(fd, handler):
             with self._lock:
-                self._set(fd, self.watched(fd, handler) | events, handler)
+                if handler.owns(fd):
+                    self._set(fd, self.watched(fd, handler) | events, handler)
 
     def unwatch(self, fd: int, events: int, handler: Handler) -> None:
         """Report these events of a socket no more. Before it is closed, do so with all of them.

@@ -185,8 +185,10 @@ class ParkingChannel(HTTPChannel):
         fd = self._fileno
         if fd is not None:
             self.server.loop.watch(fd, (READ if self.readable() else 0) | (WRITE if self.writable() else 0), self)
-            if fd != self._fileno:  # another thread has parked or closed it meanwhile
-                self.server.loop.unwatch(fd, ALL, self)
+
+    def owns(self, fd: int) -> bool:
+        """Whether this is its socket's number. It has none any more before the socket is closed."""
+        return bool(self._fileno == fd)
 
     def del_channel(self, map: dict[int, Any] | None = None) -> None:
         """Leave waitress's maps, and the loop."""

@@ -199,6 +199,10 @@ class Listener:
         for channel in idle[: crowd + max(1, limit // 100)]:
             channel.handle_close()
 
+    def owns(self, fd: int) -> bool:
+        """Whether it listens there."""
+        return bool(self._listener.socket.fileno() == fd)
+
     def ready(self, _fd: int, _events: int) -> None:
         """Accept those who wait, as long as few of those who were accepted wait for a thread.
 

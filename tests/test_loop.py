@@ -17,6 +17,10 @@ class Noting:
 
     def __init__(self) -> None:
         self.told: list[tuple[int, int]] = []
+        self.closed = False
+
+    def owns(self, fd: int) -> bool:
+        return not self.closed
 
     def ready(self, fd: int, events: int) -> None:
         self.told.append((fd, events))
@@ -143,3 +147,16 @@ def test_a_closed_loop_takes_what_comes_late(pair: tuple[socket.socket, socket.s
     loop.unwatch(fd, READ, handler)
     loop.call_soon(lambda: None)
     loop.wake()
+
+
+def test_who_is_closed_takes_its_number_from_nobody(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    """A thread may come late to watch a socket whose number is another's by now."""
+    gone, here = Noting(), Noting()
+    fd = pair[0].fileno()
+    loop.watch(fd, READ, here)
+    gone.closed = True
+    loop.watch(fd, READ, gone)
+    loop.unwatch(fd, READ | WRITE, gone)
+    pair[1].send(b"x")
+    loop.turn(PATIENCE)
+    assert here.told == [(fd, READ)]
