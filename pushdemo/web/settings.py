@@ -129,76 +129,79 @@ class Settings:
         "bytes of messages that a topic keeps at most; it always keeps the newest one",
     )
     heartbeat: float = option(
-        "heartbeat", SECONDS_ABOVE_0, 15.0, "seconds without a byte written, before a stream's heartbeat"
+        "heartbeat", SECONDS_ABOVE_0, 15.0, "seconds of silence after which a stream sends a heartbeat"
     )
     longpoll_timeout: float = option(
         "longpoll.timeout", SECONDS_ABOVE_0, 25.0, "seconds that a long poll waits for a message"
     )
     stall_timeout: float = option(
-        "stall_timeout", SECONDS_ABOVE_0, 30.0, "seconds that a client may leave its socket full; then it is closed"
+        "stall_timeout", SECONDS_ABOVE_0, 30.0, "seconds after which a client that reads nothing is disconnected"
     )
     retry: float = option(
         "retry",
         SECONDS_ABOVE_0,
         3.0,
-        "seconds before a client reconnects that has lost its stream; each stream begins with it",
+        "seconds that a client waits before it reconnects; each stream begins by telling it",
     )
     base_url: str = option(
         "base_url", BASE_URL, "http://localhost", "the application's address, for the links in what it publishes"
     )
-    max_clients: int = option("max_clients", COUNT, 10_000, "clients held at once; the next one gets 503")
+    max_clients: int = option("max_clients", COUNT, 10_000, "streams and long polls at once; the next one gets 503")
     max_clients_per_user: int = option(
-        "max_clients_per_user", COUNT_OR_NONE, 0, "clients held at once of one authenticated user; 0: no limit"
+        "max_clients_per_user",
+        COUNT_OR_NONE,
+        0,
+        "streams and long polls at once of one authenticated user; 0: no limit",
     )
     max_clients_per_address: int = option(
         "max_clients_per_address",
         COUNT_OR_NONE,
         0,
-        "clients held at once from one address, which trusted proxies tell; 0: no limit",
+        "streams and long polls at once from one address, as a trusted proxy tells it; 0: no limit",
     )
     streams_expire: float = option(
         "streams.expire", SECONDS, 0.0, "seconds after which a stream ends, and its view decides anew; 0: never"
     )
     max_threads: int = option(
-        "max_threads", COUNT, 3, "clients held at once by a server that gives each a thread; less than its threads"
+        "max_threads", COUNT, 3, "on other servers: how many streams at once; keep it below the server's threads"
     )
     cors_origins: tuple[str, ...] = option(
         "cors_origins", ORIGINS, (), "origins whose pages may read the streams, separated by spaces, or *"
     )
     topics_limit: int = option(
-        "topics.limit", COUNT, 100_000, "topics of patterns that live at once; a client of another one gets 503"
+        "topics.limit", COUNT, 100_000, "topics made from patterns at once; a client of a further one gets 503"
     )
     topics_lifetime: float = option(
         "topics.lifetime",
         SECONDS_ABOVE_0,
         3600.0,
-        "seconds without a client or a message after which a topic of a pattern is forgotten",
+        "seconds without clients and messages after which a topic made from a pattern is forgotten",
     )
     sources_threads: int = option(
-        "sources.threads", COUNT, 8, "threads that all sources share, of which one watches the time"
+        "sources.threads", COUNT, 8, "threads that all sources share; one of them keeps the schedule"
     )
     sources_limit: int = option(
-        "sources.limit", COUNT, 100, "threads more for sources that take over 5 s, or pace themselves"
+        "sources.limit", COUNT, 100, "further threads, for sources that take over 5 s or set their own pace"
     )
     memorize_duration: float = option(
         "memorize.duration",
         SECONDS,
         15.0,
-        "seconds that a memorized value is used for; 0 turns the cache off",
+        "seconds that a memorized value is used; 0 turns the cache off",
     )
     memorize_stale: float = option(
         "memorize.stale",
         SECONDS,
         0.0,
-        "seconds past its duration that an old value is given out while one caller computes the new one",
+        "seconds beyond its duration that an expired value is returned while one caller computes the new one",
     )
     memorize_stale_if_error: float = option(
         "memorize.stale_if_error",
         SECONDS,
         0.0,
-        "seconds past its duration that an old value is used where computing the new one raises",
+        "seconds beyond its duration that an expired value is returned if computing the new one raises",
     )
-    memorize_maxsize: int = option("memorize.maxsize", COUNT, 1024, "values that one memorized function keeps")
+    memorize_maxsize: int = option("memorize.maxsize", COUNT, 1024, "how many values each memorized function keeps")
     generators_timeout: float = option(
         "generators.timeout", SECONDS_ABOVE_0, 60.0, "seconds without a poll after which a generator session is closed"
     )
@@ -210,26 +213,26 @@ class Settings:
         "drain",
         SECONDS,
         0.0,
-        "seconds that a stopping server goes on serving, while /health/ready is 503; 0: it stops at once",
+        "seconds that the server still serves after SIGTERM, while /health/ready answers 503; 0: it stops at once",
     )
     status_permission: str = option(
         "status_permission",
         PERMISSION,
         "",
-        "the permission that /status and /metrics need, by the application's security policy; empty: none",
+        "the permission that /status and /metrics require; empty: everybody may read them",
     )
     redis_url: str = option(
         "redis_url",
         REDIS_URL,
         "",
-        "the Redis at which nodes share their topics and memorized values; empty: each process has its own",
+        "URL of the Redis through which processes share topics and memorized values; empty: nothing is shared",
         secret=True,
     )
     redis_namespace: str = option(
         "redis_namespace",
         REDIS_NAMESPACE,
         "pushdemo",
-        "what all keys and channels at the Redis begin with, in braces; two applications there need one each",
+        "prefix of all keys and channels at the Redis, in braces; give each application its own",
     )
     redis_stale: float = option(
         "redis_stale",
