@@ -131,11 +131,12 @@ def test_newcomers_who_do_not_read_have_no_copies_of_a_large_message(tmp_path: P
     with newsroom_process(tmp_path) as process, ExitStack() as stack:
         publish(process, b"x" * 10_000_000)
         before = resident(process)
+        published = temporary_files(process)  # WebOb's, of the body: it lasts until Pyramid's request is collected
         for _ in range(40):
             deaf(stack, process.port, path)
         wait_until(lambda: held(process) == 40)
         assert resident(process) - before < 100_000_000  # what one client costs too: the forms on the way to its bytes
-        assert temporary_files(process) == []
+        assert set(temporary_files(process)) <= set(published)
 
 
 @pytest.mark.parametrize("waiting", [True, False])
