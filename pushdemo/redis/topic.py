@@ -248,15 +248,20 @@ class RedisTopic(Topic):
         return super().newest_id(before - SKEW)
 
     def refresh(self) -> None:
-        """Have the mirror be as the stream is now, or later; for callers at one time, one look does."""
+        """Have the mirror be as the stream is now, or later; for callers at one time, one look does.
+
+        Tries once more where Redis was well before: a connection may have ended. Does nothing while it is in trouble.
+        """
         asked = self.clock()
         with self._refreshing:
-            if self._refreshed > asked:
+            if self._refreshed > asked or self._link.trouble:
                 return
-            began = self.clock()
-            with suppress(RedisUnavailableError):
-                self.catch_up(patient=False)
-                self._refreshed = began
+            for _ in range(2):
+                began = self.clock()
+                with suppress(RedisUnavailableError):
+                    self.catch_up()
+                    self._refreshed = began
+                    return
 
     # -- the mirror
 
@@ -279,16 +284,15 @@ class RedisTopic(Topic):
             self._told = mark
         self._tell()
 
-    def catch_up(self, *, patient: bool = True) -> None:
+    def catch_up(self) -> None:
         """Take over what the stream has and the mirror has not, without telling anyone.
 
         Finds out whether the topic has begun a new life: in a Redis that was flushed or that went back to an older
-        copy of its data, the numbers begin again. Does nothing while Redis is known to be in trouble, unless `patient`.
+        copy of its data, the numbers begin again.
         Raises RedisUnavailableError.
         """
-        if patient or not self._link.trouble:
-            call = self.look()
-            self.take_over(call, self._link.run(call))
+        call = self.look()
+        self.take_over(call, self._link.run(call))
 
     def look(self) -> Call:
         """See Follower."""

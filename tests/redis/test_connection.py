@@ -244,7 +244,8 @@ def test_a_node_of_a_cluster_is_refused_by_name(tmp_path: Path) -> None:
         node.close()
 
 
-def test_ready_says_why(fragile: RedisServer) -> None:
+def test_ready_says_why(fragile: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pushdemo.redis.reader.LOOK", 0.2)
     from pushdemo.demo import main
 
     settings = {"pushdemo.redis_url": fragile.url, "pushdemo.redis_namespace": namespace()}

@@ -425,8 +425,8 @@ def test_a_new_life_that_is_found_in_the_middle_of_publishing_ends_the_lease(
     grow(news)
     lease = node.producer.lease
     assert lease is not None
-    news.leave()
     node.producer._linger = 0.0
+    news.leave()
     wait_until(lambda: not node.leads, what="the end of the lease")
 
     def known_after_a_flush() -> Any:
