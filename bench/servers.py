@@ -108,8 +108,8 @@ SERVERS = (
 
 def describe(server: Server, python: str) -> tuple[str, str]:
     """The versions of what `server` is made of, and what has to be installed for it: one of the two is empty."""
-    if server.ours and not (BENCH.parent / "pushdemo" / "server.py").exists():
-        return "", "pushdemo/server.py"
+    if server.ours and not (BENCH.parent / "pushdemo" / "server").is_dir():
+        return "", "pushdemo/server"
     found = debian_versions(server.debian) | pypi_versions(server.pypi, sys.executable if server.ours else python)
     missing = [name for name, version in found.items() if not version]
     if missing:

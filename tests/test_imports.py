@@ -33,13 +33,7 @@ RULES = {
     "cache": Rule(set(), {"cachetools"}),
     "redis": Rule({"topics", "cache"}, {"redis"}),
     "web": Rule({"topics", "transports", "delivery", "cache", "redis"}, {"pyramid", "prometheus_client", "sqlalchemy"}),
-    "loop": Rule(set()),
-    "bursts": Rule(set()),
-    "workers": Rule(set(), {"waitress"}),
-    "offer": Rule({"delivery"}),
-    "reception": Rule({"delivery", "loop", "workers"}, {"waitress"}),
-    "parking": Rule({"delivery", "loop", "workers", "offer", "reception"}, {"waitress"}),
-    "server": Rule({"bursts", "delivery", "loop", "workers", "offer", "parking", "reception"}, {"waitress"}),
+    "server": Rule({"delivery"}, {"waitress"}),
     "check": Rule(set()),
     "operations": Rule({"web"}),
     "testing": Rule({"topics", "delivery", "web"}, {"pyramid"}),
@@ -86,7 +80,7 @@ def third_parties(module: str) -> set[str]:
 def test_the_rule_is_held_against_the_whole_package() -> None:
     assert {room(module) for module in FILES} == RULES.keys()
     assert "pushdemo.topics.message" in own("pushdemo.transports.sse")
-    assert third_parties("pushdemo.server") == {"waitress"}
+    assert third_parties("pushdemo.server.server") == {"waitress"}
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -66,6 +66,8 @@ class Loop:
         touches neither the selector nor the ring, which it shares with the parent.
         """
         self._lock = threading.Lock()
+        if self._finished:
+            return
         self._finished = self.stopping = True
         self._calls.clear()
         for key in list(self.selector.get_map().values()):

@@ -26,7 +26,7 @@ from pyramid.response import Response
 
 from pushdemo import demo
 from pushdemo import server as server_module
-from pushdemo.server import Listener, Server
+from pushdemo.server.server import Listener, Server
 from pushdemo.web.json_yield import json_yield
 from tests.readers import unchunked
 from tests.support import PATIENCE, ROOT, Client, in_child, port_of, pserve_command, serving, wait_until

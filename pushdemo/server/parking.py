@@ -43,10 +43,10 @@ from waitress.task import WSGITask
 
 from pushdemo.delivery.subscription import LongPoll, Subscription
 from pushdemo.delivery.tcp import keep_alive
-from pushdemo.loop import ALL, READ, WRITE
-from pushdemo.offer import Park, Postponed, Turn
-from pushdemo.reception import Reception
-from pushdemo.workers import Work
+from pushdemo.server.loop import ALL, READ, WRITE
+from pushdemo.server.offer import Park, Postponed, Turn
+from pushdemo.server.reception import Reception
+from pushdemo.server.workers import Work
 
 log = logging.getLogger("pushdemo")
 

@@ -14,8 +14,8 @@ from typing import Any
 from waitress.server import BaseWSGIServer
 
 from pushdemo.delivery.hub import Hub
-from pushdemo.loop import Loop
-from pushdemo.workers import Workers
+from pushdemo.server.loop import Loop
+from pushdemo.server.workers import Workers
 
 log = logging.getLogger("pushdemo")
 

@@ -64,7 +64,7 @@ def site(
         config.registry["test.tween"] = tween
         config.registry["test.go_on"] = threading.Event()
         config.add_topic("news", content_type="text/plain")
-        config.add_tween("tests.test_offer.changing")
+        config.add_tween("tests.server.test_offer.changing")
         config.add_route("news", "/news")
         config.add_view(lambda request: request.push("news"), route_name="news")
         config.add_route("items", "/items")
@@ -284,7 +284,7 @@ def test_a_wrapper_that_ends_parking_is_named_once_and_who_is_turned_away_is_tol
         assert min(retries[-3:]) > 20_000
         warnings = [record.getMessage() for record in caplog.records if "pushdemo_body" in record.getMessage()]
         assert len(warnings) == 1
-        assert "tests.test_offer.generator.<locals>.middleware.<locals>.around" in warnings[0]
+        assert "tests.server.test_offer.generator.<locals>.middleware.<locals>.around" in warnings[0]
         with Client(running.port) as client:
             assert client.get("/page").response()[2] == b"a page"
         running.news.end()

@@ -24,12 +24,11 @@ from typing import Any
 
 import pytest
 
-from pushdemo import parking
-from pushdemo import server as server_module
 from pushdemo.delivery import sending
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
-from pushdemo.parking import ParkingChannel, ParkingTask
-from pushdemo.server import Server
+from pushdemo.server import Server, parking
+from pushdemo.server import server as server_module
+from pushdemo.server.parking import ParkingChannel, ParkingTask
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import sse
 from tests.fixtureapps import newsroom

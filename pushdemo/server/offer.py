@@ -37,7 +37,7 @@ _COMPRESSED = (
 
 
 class Turns(Protocol):
-    """The turns of workers; see pushdemo.workers."""
+    """The turns of workers; see pushdemo.server.workers."""
 
     def take(self) -> bool:
         """Take a turn, if one is free."""

@@ -20,14 +20,14 @@ from waitress import wasyncore
 from waitress.adjustments import asbool
 from waitress.server import BaseWSGIServer, create_server
 
-from pushdemo.bursts import bounded
 from pushdemo.delivery.hub import Hub
 from pushdemo.forking import call_in_child
-from pushdemo.loop import READ, Loop
-from pushdemo.offer import Application, outermost
-from pushdemo.parking import ParkingChannel
-from pushdemo.reception import End, Reception
-from pushdemo.workers import Dispatcher, Workers
+from pushdemo.server.bursts import bounded
+from pushdemo.server.loop import READ, Loop
+from pushdemo.server.offer import Application, outermost
+from pushdemo.server.parking import ParkingChannel
+from pushdemo.server.reception import End, Reception
+from pushdemo.server.workers import Dispatcher, Workers
 
 log = logging.getLogger("pushdemo")
 queue_log = logging.getLogger("waitress.queue")

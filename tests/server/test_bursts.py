@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from pushdemo.bursts import PAUSE, Bursts, bounded
+from pushdemo.server.bursts import PAUSE, Bursts, bounded
 
 
 class Clock:

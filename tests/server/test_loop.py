@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pushdemo.loop import READ, WRITE, Loop
+from pushdemo.server.loop import READ, WRITE, Loop
 from tests.support import PATIENCE
 
 
