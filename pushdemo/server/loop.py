@@ -76,7 +76,8 @@ class Loop:
         """
         if events & self.watched(fd, handler):
             with self._lock:
-                self._set(fd, self.watched(fd, handler) & ~events, handler)
+                if events & (watched := self.watched(fd, handler)):  # its number may be another's by now
+                    self._set(fd, watched & ~events, handler)
 
     def _set(self, fd: int, events: int, handler: Handler) -> None:
         # Under the lock: the record here and the kernel's are two. A number may still be that of a socket which was
@@ -88,9 +89,14 @@ class Loop:
             with suppress(KeyError, OSError):
                 self._selector.unregister(fd)
         if events:
-            with suppress(OSError):  # closed meanwhile
+            self._known[fd] = (
+                handler,
+                events,
+            )  # first: the loop may have the event, and unwatch it, before `register` ends
+            try:
                 self._selector.register(fd, events, handler)
-                self._known[fd] = handler, events
+            except OSError:  # closed meanwhile
+                del self._known[fd]
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Have the loop's thread call `function`."""
