@@ -40,6 +40,7 @@ _LAST_WORDS = {
     "jsonlines": rb'\{"state": "(?:done|waiting)"',
 }
 
+_PREAMBLE = re.compile(rb"\Aretry: \d+\n")  # each stream of events begins with it; later it is the last word
 _TIMEOUT = 10.0  # seconds for a connection, and for the answers to HEAD
 _REDIRECTS = 5
 _TAIL = 400  # bytes at the end of a stream in which the last words are looked for
@@ -144,8 +145,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
+    if not 0 < (number := float(text)) < float("inf"):
         raise ValueError
     return number
 
@@ -358,6 +358,7 @@ class Probe(_Asking):
         now = time.monotonic()
         if self.first is None:
             self.first = now - self.started
+            text = _PREAMBLE.sub(b"", text)
         self.silence = max(self.silence, now - self.last)
         self.last = now
         lines, newline, rest = text.rpartition(b"\n")
