@@ -26,6 +26,7 @@ from sqlalchemy import select
 from webtest import TestApp
 
 from pushdemo import memorize
+from pushdemo.cache import functions
 from tests.cache.support import Gate
 from tests.fixtureapps.shop import make_app
 from tests.fixtureapps.shop.models import Item
@@ -148,6 +149,18 @@ def make(tmp_path: Path) -> Callable[..., Router]:
 HOW = ["view", "response callback", "finished callback", "after commit", "outer tween", "thread"]
 
 
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    """Applications of other tests, which fixtures may keep, are not among those of the process meanwhile."""
+    others = [caches for reference in functions.outside._applications.values() if (caches := reference()) is not None]
+    for caches in others:
+        functions.outside.discard(caches)
+    yield
+    for caches in others:
+        functions.outside.add(caches)
+
+
+@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize("how", HOW)
 def test_wherever_a_value_is_forgotten_the_next_request_has_the_new_one(make: Callable[..., Router], how: str) -> None:
     app = TestApp(make())
