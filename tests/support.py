@@ -114,6 +114,17 @@ def at_once(sock: socket.socket) -> bytes:
         return b""
 
 
+def self_signed(folder: Path) -> Path:
+    """A self-signed certificate of 127.0.0.1, with its key, in one file."""
+    require(shutil.which("openssl"), "openssl", "openssl")
+    subject = "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 {subject} -keyout key.pem -out certificate.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    with (folder / "certificate.pem").open("a") as file:
+        file.write((folder / "key.pem").read_text())
+    return folder / "certificate.pem"
+
+
 class Pserve:
     """A running `pserve`; `port` is the port that it listens on, `log` what it has printed."""
 

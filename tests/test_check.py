@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -21,7 +20,7 @@ from typing import Any
 import pytest
 
 from pushdemo import check
-from tests.support import PATIENCE, require, threads, wait_until
+from tests.support import PATIENCE, self_signed, threads, wait_until
 
 MULTIPART, SSE, JSONLINES = "multipart/x-mixed-replace; boundary=b", "text/event-stream", "application/x-ndjson"
 PART = b"--b\r\nX-Message-Id: 1\r\nContent-Length: 1\r\n\r\nx\r\n--b\r\n"
@@ -455,17 +454,7 @@ def test_control_characters_of_a_server_are_shown_as_text(where: str, capfd: pyt
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate of 127.0.0.1, with its key."""
-    require(shutil.which("openssl"), "openssl", "openssl")
-    folder = tmp_path_factory.mktemp("certificate")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout key.pem -out certificate.pem"
-    )
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], cwd=folder, check=True, capture_output=True
-    )
-    with (folder / "certificate.pem").open("a") as file:
-        file.write((folder / "key.pem").read_text())
-    return folder / "certificate.pem"
+    return self_signed(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.mark.parametrize("trusted", ["nobody", "cafile", "insecure"])

@@ -18,7 +18,7 @@ from pushdemo.web.settings import PREFIX, Settings
 from tests.end_to_end.test_nodes_at_one_redis import NODES, STREAM, Follower, get, grow
 from tests.readers import Reader
 from tests.redis.support import free_port, redis_server
-from tests.support import ROOT, Client, Pserve, pserve, require, wait_until
+from tests.support import ROOT, Client, Pserve, pserve, require, self_signed, wait_until
 
 require(shutil.which("nginx"), "nginx", "nginx")
 
@@ -54,6 +54,9 @@ class Site:
         for old, new in zip(("6543", "6544"), self.nodes, strict=True):
             site = site.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new.port}")
         site = site.replace("listen 80;", f"listen 127.0.0.1:{self.port};")
+        self.secure_port, self.certificate = free_port(), self_signed(folder)
+        site = site.replace("# listen 443 ssl", f"listen 127.0.0.1:{self.secure_port} ssl")
+        site = re.sub(r"# (ssl_certificate\w* +)\S+;", rf"\1{self.certificate};", site)
         conf = folder / "nginx.conf"
         conf.write_text(FRAME.format(folder=folder, site=site))
         command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)]
@@ -87,6 +90,19 @@ def test_messages_come_through_as_they_are_published(site: Site, transport: str)
         assert {event.kind for event in events} == {"message"}
         assert time.monotonic() - began > 0.1, "one by one, and not in a bunch"
         assert b"content-encoding" not in reader.raw.lower().partition(b"\r\n\r\n")[0]
+
+
+def test_http_2_is_live_and_one_connection_has_many_streams(site: Site) -> None:
+    urls = [f"https://127.0.0.1:{site.secure_port}{STREAM}?transport=sse&n={number}" for number in range(8)]
+    command = ["curl", "--http2", "--no-buffer", "--silent", "--parallel", "--parallel-max", "8", "--max-time", "3"]
+    outputs = [part for number in range(8) for part in ("--output", str(site.folder / f"stream-{number}"))]
+    trace = ["--cacert", str(site.certificate), "--write-out", "%{http_version} %{num_connects}\n"]
+    ended = subprocess.run([*command, *trace, *outputs, *urls], capture_output=True, text=True, timeout=60, check=False)
+    versions, connects = zip(*(line.split() for line in ended.stdout.splitlines()), strict=True)
+    assert set(versions) == {"2"}
+    assert sum(map(int, connects)) == 1
+    for number in range(8):
+        assert (site.folder / f"stream-{number}").read_text().count("\ndata: ") > 5
 
 
 def test_a_session_stays_on_its_node(site: Site) -> None:
