@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
-from pushdemo.cache.memorize import memorize
-from pushdemo.cache.single_flight import RecursiveCallError
-from pushdemo.publisher import publisher
-from pushdemo.topics.catalog import TopicLimitError
-from pushdemo.topics.message import Message
-from pushdemo.topics.pattern import TopicValueError, topic
-from pushdemo.topics.topic import Topic
-from pushdemo.web.config import includeme
-from pushdemo.web.json_yield import json_yield
-from pushdemo.web.on_commit import publish_on_commit
-from pushdemo.web.settings import SettingsError
+import warnings
+
+with warnings.catch_warnings():
+    # Pyramid imports pkg_resources, and what that says would stand before the output of every command.
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+    from pushdemo.cache.memorize import memorize
+    from pushdemo.cache.single_flight import RecursiveCallError
+    from pushdemo.publisher import publisher
+    from pushdemo.topics.catalog import TopicLimitError
+    from pushdemo.topics.message import Message
+    from pushdemo.topics.pattern import TopicValueError, topic
+    from pushdemo.topics.topic import Topic
+    from pushdemo.web.config import includeme
+    from pushdemo.web.json_yield import json_yield
+    from pushdemo.web.on_commit import publish_on_commit
+    from pushdemo.web.settings import SettingsError
 
 __all__ = [
     "Message",
