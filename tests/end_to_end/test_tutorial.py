@@ -118,6 +118,7 @@ def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
                 shop.serve(text)
             elif in_full or "pip install" not in text:
                 printed = shop.run(text)
+        assert_exact(shop)
 
 
 def assert_live(shop: Reader) -> None:
@@ -134,6 +135,20 @@ def assert_live(shop: Reader) -> None:
         assert chrome.get_log("browser") == []
 
 
+def assert_exact(shop: Reader) -> None:
+    """The table of orders in Chromium shows what the database has, and each new order once; its console is empty."""
+    with chromium() as chrome:
+        chrome.get(f"http://{shop.address}/orders/table")
+
+        def rows() -> list[str]:
+            return [row.text for row in chrome.find_elements(By.CSS_SELECTOR, "tbody tr")]
+
+        wait_until(lambda: rows() == ["1 apples"], what="the first order")
+        shop.run(f"""curl -s -d '"pears"' http://{shop.address}/orders""")
+        wait_until(lambda: rows() == ["1 apples", "2 pears"], what="the second order")
+        assert chrome.get_log("browser") == []
+
+
 def test_every_kind_of_block_is_there() -> None:
     assert {block.file for block in BLOCKS} == {
         "",
@@ -141,10 +156,11 @@ def test_every_kind_of_block_is_there() -> None:
         "site.ini",
         "page.html",
         "news.py",
+        "orders.html",
         "orders.py",
         "report.py",
     }
-    assert [block.language for block in BLOCKS if not block.file].count("text") == 5
+    assert [block.language for block in BLOCKS if not block.file].count("text") == 6
     assert not matches("a ... c", "a b d")
 
 
