@@ -19,7 +19,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo.web import itemstream
-from pushdemo.web.admission import seconds_to_wait
+from pushdemo.web.admission import Clients, seconds_to_wait
 from pushdemo.web.expiry import Expires, checked, deadline
 from pushdemo.web.push import cross_origin, last_event_id_of
 from pushdemo.web.session import Owner, Refused, Start, log_failure
@@ -216,8 +216,10 @@ def _get(
     if transport is None:
         return _with_turn(request, lambda: _poll(request, query, sessions, owner, start, options.accumulate))
     after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
+    clients: Clients = request.registry["pushdemo.clients"]
+    ends = deadline(clients.expire if options.expires is None else options.expires)
     response = itemstream.respond(
-        request, transport, sessions, owner, start, after, accumulate=options.accumulate, ends=deadline(options.expires)
+        request, transport, sessions, owner, start, after, accumulate=options.accumulate, ends=ends
     )
     response.headers.update(_cross_origin(request))
     return response

@@ -132,3 +132,18 @@ def test_a_generator_that_takes_its_time_holds_no_stream_open(port: int, views: 
         told = lines(client.get("/slow?key=K&transport=jsonlines&last_event_id=1"))
     assert [line["id"] for line in told if "id" in line] == ["2"]
     assert told[-1]["state"] == "done"
+
+
+def test_the_ini_says_when_streams_of_generators_end(views: Views) -> None:
+    @json_yield
+    def endless(request: Request) -> Iterator[int]:
+        yield from iter(lambda: views.go_on.wait(0.02) or 1, 2)
+
+    with Configurator(settings={"pushdemo.streams.expire": "1"}) as config:
+        config.include("pushdemo")
+        config.add_route("endless", "/endless")
+        config.add_view(endless, route_name="endless")
+        app = config.make_wsgi_app()
+    with serving(app) as server, Client(port_of(server)) as client:
+        assert lines(client.get("/endless?key=K&transport=jsonlines"))[-1]["state"] == "waiting"
+    assert app.registry["pushdemo.generators"].close(20) == 0
