@@ -25,7 +25,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 
 from pushdemo import demo
-from pushdemo import server as server_module
+from pushdemo.server import server as server_module
 from pushdemo.server.server import Listener, Server
 from pushdemo.web.json_yield import json_yield
 from tests.readers import unchunked
