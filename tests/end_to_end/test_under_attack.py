@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -700,10 +701,10 @@ def test_no_query_and_no_path_is_an_error_of_the_servers() -> None:
 @pytest.mark.parametrize("cycles", [150, pytest.param(3_000, marks=pytest.mark.heavy)])
 def test_clients_that_come_and_go_change_nothing_for_those_who_stay(io_uring: str, cycles: int) -> None:
     """Each chunk that these get is checked: descriptors are used again at once, and many sends share a system call."""
-    app = app_with(history="1000")
+    app = app_with(history="100000")  # who reads slowly on a busy machine falls behind, and is not reset
     topic, places = app.registry["pushdemo.topics"]["news"], app.registry["pushdemo.clients"].all
     over = threading.Event()
-    heard: dict[int, bytes] = {}
+    heard: dict[int, bytearray] = {}
 
     def publish() -> None:
         number = 0
@@ -717,8 +718,9 @@ def test_clients_that_come_and_go_change_nothing_for_those_who_stay(io_uring: st
         left = dict(enumerate(clients))
         while left:
             for number, client in list(left.items()):
-                heard[number] = heard.get(number, b"") + client.some()
-                if b"(end)" in heard[number]:
+                data = heard.setdefault(number, bytearray())
+                data += client.some()
+                if b"(end)" in data[-1_000:]:
                     del left[number]
 
     def come_and_go(port: int, times: int) -> None:
@@ -746,8 +748,9 @@ def test_clients_that_come_and_go_change_nothing_for_those_who_stay(io_uring: st
             thread.join(PATIENCE)
         wait_until(lambda: places.taken == 80)
     for data in heard.values():
-        body, _ = unchunked(data)
+        body, _ = unchunked(bytes(data))
         numbers = [int(number) for number in re.findall(rb"^data: \((\d+)\)", body, re.M)]
-        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        missing = [after for before, after in pairwise(numbers) if after != before + 1]
+        assert missing == []
         for number, filling in re.findall(rb"^data: \((\d+)\)(x*)$", body, re.M):
             assert len(filling) == int(number) % 7 * 50
