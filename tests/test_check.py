@@ -260,7 +260,8 @@ def test_silence_beyond_the_heartbeat_is_held_back(
 def test_an_interrupt_ends_it_with_what_has_been_seen() -> None:
     with streaming(EVENT, hold=True) as running:
         command = [sys.executable, "-m", "pushdemo.check", running.url]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a job in the background does not
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeds) as process:
             wait_until(lambda: any(request.startswith("GET") for request in running.asked))
             assert process.stdout is not None
             assert "is answered by" in process.stdout.readline()
