@@ -11,7 +11,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from pushdemo.topics.topic import Topic
 
 KEPT = 300.0  # seconds that an order is remembered, for requests that began before it and have yet to become streams
 LOOK = 0.5  # seconds between two looks for orders
@@ -26,13 +28,6 @@ class Right(NamedTuple):
 
 
 UNLIMITED = Right()
-
-
-class TopicNames(Protocol):
-    """What an order says of a topic."""
-
-    name: str
-    pattern: str
 
 
 class Orders:
@@ -55,7 +50,7 @@ class Orders:
             self._latest = latest
             self.number += 1
 
-    def end(self, right: Right, topics: Iterable[TopicNames] = ()) -> bool:
+    def end(self, right: Right, topics: Iterable[Topic] = ()) -> bool:
         """Whether an order ends a client with this right and these topics."""
         latest = self._latest
         if not latest:
