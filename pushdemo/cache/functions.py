@@ -11,8 +11,8 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
@@ -147,17 +147,12 @@ class Caches:
         """These: a call in their context is theirs. See Outside."""
         return self
 
-    @contextmanager
-    def active(self) -> Iterator[Caches]:
+    def active(self) -> AbstractContextManager[Caches]:
         """In the `with` block, memorized functions called in this context (PEP 567) use these caches.
 
         A thread that is started in the block has a context of its own, and needs an `active()` of its own.
         """
-        token = current.set(self)
-        try:
-            yield self
-        finally:
-            current.reset(token)
+        return _Active(self)
 
     def info(self) -> dict[str, Info]:
         """What the calls of each function that this application has called came to, by the function's name.
@@ -347,6 +342,22 @@ def _maxsize(value: Any) -> int:
     if value < 1:
         raise ValueError(f"maxsize={value!r}: must be 1 or more, such as maxsize=1024")
     return value
+
+
+class _Active:
+    """See Caches.active. A generator with `contextmanager` takes twice as long, in each request."""
+
+    __slots__ = ("_caches", "_token")
+
+    def __init__(self, caches: Caches) -> None:
+        self._caches = caches
+
+    def __enter__(self) -> Caches:
+        self._token = current.set(self._caches)
+        return self._caches
+
+    def __exit__(self, *_: object) -> None:
+        current.reset(self._token)
 
 
 outside = Outside(Caches())

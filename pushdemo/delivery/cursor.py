@@ -49,6 +49,9 @@ def beginning(topics: Sequence[Topic], last_event_id: str) -> tuple[list[int], b
 
     The id is that of its topic, `name:id` of each of several, "earliest", or empty.
     """
+    if len(topics) == 1 and ":" not in last_event_id:
+        begun = topics[0].begin(last_event_id)
+        return [begun.position], begun.reset, begun.backlog
     known = split_event_ids(last_event_id)
     positions, missed, backlog = list[int](), False, tuple[Message, ...]()
     for topic in topics:

@@ -119,8 +119,12 @@ class Counters:
 
     def tally(self, topic: str, transport: str) -> Tally:
         """That of a topic (the names of several, joined by commas, where they share a connection) by a transport."""
-        with self._lock:
-            return self._tallies.setdefault((topic, transport), Tally())
+        # Without the lock, where it is there: all workers come by, and would stand in line for it in each request.
+        tally = self._tallies.get((topic, transport))
+        if tally is None:
+            with self._lock:
+                tally = self._tallies.setdefault((topic, transport), Tally())
+        return tally
 
     def refused(self, kind: str, status: int) -> None:
         """A request for a "topic" or a "generator" has been answered with an error that is its own or the load's."""

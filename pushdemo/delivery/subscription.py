@@ -74,8 +74,10 @@ class _Client:
         release: Callable[[], None],
         right: Right,
     ) -> None:
-        topics = [topics] if isinstance(topics, Topic) else sorted(topics, key=lambda topic: topic.name)
-        self.cursors = tuple(Cursor(topic, pace.counters.tally(topic.pattern, transport)) for topic in topics)
+        topics = [topics] if isinstance(topics, Topic) else topics
+        if len(topics) > 1:
+            topics = sorted(topics, key=lambda topic: topic.name)
+        self.cursors = tuple([Cursor(topic, pace.counters.tally(topic.pattern, transport)) for topic in topics])
         self.pace = pace
         self.right = right
         self.record = NO_RECORD  # for the access log
@@ -133,7 +135,8 @@ class _Client:
             for cursor in self.cursors:
                 cursor.tally.left(cursor)
                 cursor.topic.leave()
-            self.record.write(self.pace.orders.clock(), self._places)
+            if self.record is not NO_RECORD:
+                self.record.write(self.pace.orders.clock(), self._places)
         if self._state != "closed":
             self._state = "closed"
             self._release()
@@ -162,7 +165,8 @@ class _Client:
         positions, self._reset, backlog = beginning(self.topics, self._last_event_id)
         for cursor, position in zip(self.cursors, positions, strict=True):
             cursor.position = position
-        self.record.begin(self._places - len(backlog))
+        if self.record is not NO_RECORD:
+            self.record.begin(self._places - len(backlog))
         return backlog
 
     def _next_cursor(self) -> Cursor:
@@ -341,7 +345,8 @@ class LongPoll(_Client):
         """The answer with what has come, or the first piece of it; None where there is nothing to say yet."""
         if self._kept is not None:
             return self._kept
-        start, size, taken = self.cursors[0].position, 0, list[tuple[Cursor, Message]]()
+        start, size = self.cursors[0].position, 0
+        taken: list[tuple[Cursor, Message]] = []
         while size < _PIECE:
             cursor = self._next_cursor()
             message, gap = cursor.take()

@@ -162,6 +162,8 @@ class Catalog(Mapping[str, Topic]):
 
     def refer_all(self, topics: Sequence[str | Reference], values: Mapping[str, object]) -> list[Reference]:
         """The topics of several patterns, each of which takes those of the values that it has placeholders for."""
+        if len(topics) == 1 and not values:
+            return [self.refer(topics[0])]
         found = []
         unused = set(values)
         for topic in topics:
@@ -219,8 +221,11 @@ class Catalog(Mapping[str, Topic]):
 
     def find(self, reference: Reference) -> Topic | None:
         """The topic of a reference if it lives; it is not made, and its lifetime does not begin anew."""
-        with self._lock:
-            return self._live.get(reference.name) or self._forgotten.get(reference.name)
+        topic = self._live.get(reference.name)
+        if topic is None:
+            with self._lock:
+                topic = self._live.get(reference.name) or self._forgotten.get(reference.name)
+        return topic
 
     def encode(self, reference: Reference, value: Any) -> bytes:
         """A value as a body of a topic, which need not live. Raises what Topic.publish does."""

@@ -50,7 +50,7 @@ class Pattern:
     same topics are known. Raises ValueError for a text that will not do.
     """
 
-    __slots__ = ("_first", "_keywords", "_rest", "placeholders", "shape", "text")
+    __slots__ = ("_first", "_keywords", "_rest", "_single", "placeholders", "shape", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -59,6 +59,7 @@ class Pattern:
         self.shape = "{}".join(parts[::2])
         self._first = parts[0]
         self._keywords = frozenset(self.placeholders)
+        self._single = None if self.placeholders else Reference(text, (), text)  # that of a name
         ends = ["" if following[:1] == "." else "~" for following in parts[2::2]]
         if ends and not parts[-1]:
             ends[-1] = ""
@@ -87,6 +88,8 @@ class Pattern:
         """
         if values.keys() != self._keywords:
             raise TypeError(self._mismatch(values))
+        if self._single:
+            return self._single
         texts = tuple((keyword, _text(keyword, values[keyword])) for keyword, _ in self._rest)
         name = self._first
         for (placeholder, text), (_, following) in zip(texts, self._rest, strict=True):

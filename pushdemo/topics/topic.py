@@ -10,13 +10,17 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from pushdemo.forking import call_in_child
 from pushdemo.topics import content
 from pushdemo.topics.message import EntryKind, Message, event_id, parse_event_id
 from pushdemo.topics.pattern import parse
+
+_number = attrgetter("number")
 
 EARLIEST = "earliest"  # as a last event id: everything that the history holds
 LATEST = "latest"  # as a last event id: nothing but what comes from now on
@@ -270,6 +274,13 @@ class Topic:
             return None
         return entry if entry.position == position else None
 
+    def _newest_entry(self) -> Message | None:
+        """The last entry of the history; also without the lock."""
+        try:
+            return self._history[-1]
+        except IndexError:
+            return None
+
     def _forget_history(self) -> None:
         """Have no entries any more; under the lock."""
         self._history.clear()
@@ -363,13 +374,15 @@ class Topic:
         if parsed is None or parsed[0] != self.epoch:
             return None
         number = parsed[1]
+        if (newest := self._newest_entry()) is not None and newest.number == number:
+            return newest.position  # without the lock: mostly they come back with the newest, and many at once
         with self.lock:
             if number > self.number:
                 return None
-            entries = list(self._history)
-            known = [entry.position for entry in entries if entry.number <= number]
+            entries = self._history
+            known = bisect_right(entries, number, key=_number)  # so many have numbers up to this one
             if known:
-                return max(known)
+                return entries[known - 1].position
             if not entries:
                 return self.head if number == self.number else None
             first = entries[0]  # a notice has the number of the message before it, which has left the history

@@ -10,6 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from pyramid.httpexceptions import HTTPException, HTTPServiceUnavailable
@@ -21,36 +22,49 @@ from pushdemo.web.settings import Settings
 
 RETRY_AFTER = 5  # seconds, where Redis cannot be reached
 _RETRY_AFTER = 5, 15  # seconds, where there is no place: until some client has left, and not all at the same moment
+_TOKENS = 64  # of `Places`, made at a time
 
 
 class Places:
-    """So many places, taken and given back by any thread."""
+    """So many places, taken and given back by any thread.
+
+    There is a token for each place that has ever been needed at once. A lock is taken for new ones alone: all workers
+    come by here, and would stand in line for it.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._lock = threading.Lock()
-        self._taken = 0  # under the lock; less by what waits in the next line
-        self._given: deque[None] = deque()  # any thread appends, even a garbage collection within the lock
+        self._made = 0  # tokens; under the lock
+        self._free: deque[None] = deque()  # tokens that nobody has; any thread takes and appends
+        # Give a place back. One object for all that do, and no lock: a garbage collection may call it anywhere.
+        self.give: Callable[[], None] = partial(self._free.append, None)
 
     def take(self) -> bool:
         """Take a place, if one is left."""
-        with self._lock:
-            while self._given:
-                self._given.pop()
-                self._taken -= 1
-            if self._taken >= self.limit:
-                return False
-            self._taken += 1
-            return True
+        try:
+            self._free.pop()
+        except IndexError:
+            return self._make()
+        return True
 
-    def give(self) -> None:
-        """Give a place back. Takes no lock."""
-        self._given.append(None)
+    def _make(self) -> bool:
+        with self._lock:
+            more = min(_TOKENS, self.limit - self._made)
+            if more > 0:
+                self._made += more
+                self._free.extend([None] * more)
+        try:
+            self._free.pop()
+        except IndexError:  # there are none, or others have been faster
+            return more > 0 and self._make()
+        return True
 
     @property
     def taken(self) -> int:
         """How many places are taken now."""
-        return self._taken - len(self._given)
+        with self._lock:
+            return self._made - len(self._free)
 
 
 class Shares:

@@ -18,6 +18,7 @@ from pushdemo.topics.message import Message
 from pushdemo.transports import STREAMS, StreamTransport, format_of
 from pushdemo.web.admission import Clients, admit, refusals_counted
 from pushdemo.web.push import HEADERS, begun, content_type, negotiate, stream
+from pushdemo.web.query import query_of
 from pushdemo.web.session import Answer, Owner, Refused, Start, log_failure
 from pushdemo.web.sessions import Sessions
 
@@ -164,7 +165,7 @@ class ItemStream:
 
 def asked_for(request: Request) -> StreamTransport | None:
     """The streaming transport that a request for a generator's items asks for; None where it polls."""
-    if "transport" not in request.GET and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
+    if "transport" not in query_of(request) and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
         return None  # a poll has but one form, and gives it whatever is asked for
     with refusals_counted(request, "generator"):
         return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))

@@ -22,6 +22,7 @@ from pushdemo.web import itemstream
 from pushdemo.web.admission import Clients, seconds_to_wait
 from pushdemo.web.expiry import Expires, checked, deadline
 from pushdemo.web.push import cross_origin, last_event_id_of
+from pushdemo.web.query import query_of
 from pushdemo.web.session import Owner, Refused, Start, log_failure
 from pushdemo.web.sessions import Sessions
 from pushdemo.web.steps import ViewSteps, step
@@ -264,7 +265,7 @@ def _sessions(request: Request) -> Sessions:
 
 def _query(request: Request) -> Any:
     try:
-        return request.GET
+        return query_of(request)
     except UnicodeDecodeError:
         raise Refused(400, "key: the query is not percent-encoded UTF-8", parameter="key") from None
 
@@ -318,7 +319,7 @@ def _refuse(request: Request, refused: Refused) -> Response:
 def _refusal(request: Request, refused: Refused) -> Response:
     parameter = {"parameter": refused.parameter} if refused.parameter else {}
     try:
-        key = request.GET.get("key")
+        key = query_of(request).get("key")
     except UnicodeDecodeError:
         key = None
     text = _document("error", "null", refused.count, key, reason=refused.reason, **parameter)

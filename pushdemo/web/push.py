@@ -29,8 +29,9 @@ from pushdemo.topics.catalog import Catalog, SourceLimitError, TopicLimitError
 from pushdemo.topics.pattern import Reference, TopicValueError
 from pushdemo.topics.topic import EARLIEST, Topic
 from pushdemo.transports import STREAMS, TRANSPORTS, Names, Transport
-from pushdemo.web.admission import Clients, admit, refusals_counted, retry_later
+from pushdemo.web.admission import Clients, admit, retry_later
 from pushdemo.web.expiry import Expires, checked, deadline
+from pushdemo.web.query import Query, query_of
 
 ALLOWED = "GET, HEAD, OPTIONS"
 BEGAN = "pushdemo.began"  # in the environ: when the request began, by the monotonic clock
@@ -73,13 +74,14 @@ def push(
     if request.method == "OPTIONS":
         return Response(status=204, headerlist=list({**headers, "Allow": ALLOWED}.items()))
     try:
-        with refusals_counted(request, "topic"):
-            if request.method not in ("GET", "HEAD"):
-                raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
-            references = refer(request.registry["pushdemo.topics"], topics, values)
-            right = _right(request, clients, expires, owner)
-            return _respond(request, clients, _chosen(request, references), headers, start, right)
+        if request.method not in ("GET", "HEAD"):
+            raise HTTPMethodNotAllowed(f"{request.method} is not for a stream", headers={"Allow": ALLOWED})
+        references = refer(request.registry["pushdemo.topics"], topics, values)
+        right = _right(request, clients, expires, owner)
+        query = _query(request)
+        return _respond(request, query, clients, _chosen(query, references), headers, start, right)
     except HTTPException as refusal:
+        clients.counters.refused("topic", refusal.code)
         refusal.headers.update({name: value for name, value in headers.items() if name not in HEADERS})
         raise
 
@@ -106,8 +108,16 @@ def refer(catalog: Catalog, topics: Sequence[str | Reference], values: Mapping[s
         raise
 
 
+def _query(request: Request) -> Query:
+    try:
+        return query_of(request)
+    except UnicodeDecodeError:
+        raise HTTPBadRequest("the query is not percent-encoded UTF-8") from None
+
+
 def _respond(
     request: Request,
+    query: Query,
     clients: Clients,
     references: Sequence[Reference],
     headers: dict[str, str],
@@ -117,10 +127,10 @@ def _respond(
     catalog: Catalog = request.registry["pushdemo.topics"]
     name = negotiate(
         request,
-        ", ".join(reference.pattern for reference in references),
+        ", ".join([reference.pattern for reference in references]),
         [catalog.content_type(reference) for reference in references],
     )
-    own_ids, names = _asked(request, "ids"), _names(request, references)
+    own_ids, names = _asked(query, "ids"), _names(query, references)
     headerlist = [("Content-Type", content_type(request, TRANSPORTS[name])), *headers.items()]
     if request.method == "HEAD":
         return Response(headerlist=headerlist, app_iter=())
@@ -144,14 +154,14 @@ def _respond(
     return stream(request, subscription, headerlist)
 
 
-def _names(request: Request, references: Sequence[Reference]) -> Names:
+def _names(query: Query, references: Sequence[Reference]) -> Names:
     """How messages bear their topic's name: as an event's, if the client wants that, or where there are several."""
-    return "event" if _asked(request, "events") else "topic" if len(references) > 1 else ""
+    return "event" if _asked(query, "events") else "topic" if len(references) > 1 else ""
 
 
-def _asked(request: Request, parameter: str) -> bool:
+def _asked(query: Query, parameter: str) -> bool:
     """Whether the query says `topic` for this parameter, which has no other value."""
-    value: str | None = request.GET.get(parameter)
+    value = query.get(parameter)
     if value not in (None, "topic"):
         raise HTTPBadRequest(f"{parameter}={value}: must be topic")
     return value == "topic"
@@ -196,16 +206,12 @@ def _is_over(catalog: Catalog, references: Sequence[Reference], last_event_id: s
     return positions == [topic.head for topic in topics] and not reset
 
 
-def _chosen(request: Request, references: Sequence[Reference]) -> list[Reference]:
+def _chosen(query: Query, references: Sequence[Reference]) -> list[Reference]:
     """Those of the view's topics that the request asks for, by their patterns or their names."""
     if not references:
         raise TypeError("push takes the name of a topic, or several")
-    try:
-        wanted = request.GET.getall("topic")
-    except UnicodeDecodeError:
-        raise HTTPBadRequest("the query is not percent-encoded UTF-8") from None
     chosen: list[Reference] = []
-    for name in wanted:
+    for name in query.all("topic"):
         found = [reference for reference in references if name in (reference.pattern, reference.name)]
         if not found:
             offered = ", ".join(dict.fromkeys(reference.pattern for reference in references))
@@ -222,8 +228,10 @@ def negotiate(
     `names` are those on offer, the preferred first. Raises HTTPBadRequest for a name that is none, and
     HTTPNotAcceptable, which lists what there is, where bodies of these types cannot travel as asked.
     """
+    wanted = query_of(request).get("transport")
+    if wanted is not None and wanted in names and all(map(TRANSPORTS[wanted].carries, content_types)):
+        return wanted
     offered = [name for name in names if all(map(TRANSPORTS[name].carries, content_types))]
-    wanted: str | None = request.GET.get("transport")
     if wanted is not None and wanted not in TRANSPORTS:
         raise HTTPBadRequest(f"transport={wanted}: must be one of {', '.join(offered)}")
     if wanted is None:
@@ -251,13 +259,15 @@ def last_event_id_of(request: Request) -> str:
     each under a name of its own (`lastEventId`, Mercure's `lastEventID` and `Last-Event-ID`), perhaps to an address
     that has one already. So the last one that is not empty counts.
     """
-    given = [value for name, value in request.GET.items() if _LAST_EVENT_ID.fullmatch(name) and value]
-    return request.headers.get("Last-Event-ID") or (given[-1] if given else "")
+    if in_header := request.environ.get("HTTP_LAST_EVENT_ID"):
+        return str(in_header)
+    given = [value for name, value in query_of(request).pairs if value and _LAST_EVENT_ID.fullmatch(name)]
+    return given[-1] if given else ""
 
 
 def cross_origin(request: Request, origins: Sequence[str], methods: str) -> dict[str, str]:
     """The headers that let a page of another origin read the response (Fetch standard, section 3.2, CORS protocol)."""
-    origin = request.headers.get("Origin")
+    origin = request.environ.get("HTTP_ORIGIN")
     if not origin or not ("*" in origins or origin in origins):
         return {}
     headers = {"Access-Control-Allow-Origin": "*" if "*" in origins else origin}

@@ -31,6 +31,26 @@ def test_a_place_is_given_back_within_the_lock_as_well() -> None:
     assert places.take()
 
 
+def test_there_are_exactly_as_many_places_where_threads_take_them_all_at_once() -> None:
+    places, together, taken = Places(1_000), threading.Barrier(8), list[bool]()
+
+    def come() -> None:
+        together.wait()
+        for _ in range(200):
+            taken.append(places.take())
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken.count(True) == 1_000 == places.taken
+    for _ in range(1_000):
+        places.give()
+    assert places.taken == 0
+    assert sum(places.take() for _ in range(1_100)) == 1_000
+
+
 def test_threads_take_no_more_places_than_there_are() -> None:
     places, most, together = Places(3), list[int](), threading.Barrier(8)
 
