@@ -19,9 +19,11 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
-from pushdemo.delivery.loop import READ, WRITE, Loop
+from pushdemo.delivery.held import FAILED
+from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.metrics import Tally
-from pushdemo.delivery.sending import FAILED, offer
+from pushdemo.delivery.poller import READ, WRITE
+from pushdemo.delivery.sending import offer
 from pushdemo.delivery.tcp import hang_up
 
 _HEARD = 4_096  # bytes that a client may send on its stream; who sends on costs a turn of the hub each time
@@ -44,7 +46,7 @@ class Connection:
         self.heard = 0  # bytes that the client has sent, to which nobody listens
         self.open = True
         self.listening = True  # the client has not closed its side
-        loop.selector.register(sock, READ, self)
+        loop.watch(self, READ)
 
     # -- what a subclass says
 
@@ -102,12 +104,11 @@ class Connection:
 
     def _report(self) -> None:
         events = self.while_writing if self.writing else READ
-        self.loop.selector.modify(self.sock, events if self.listening else WRITE, self)
+        self.loop.watch(self, events if self.listening else WRITE)
 
     def unwatch(self) -> None:
         """Have the loop report nothing more."""
-        with suppress(KeyError, ValueError):  # it does not any more: see Poll.has_left
-            self.loop.selector.unregister(self.sock)
+        self.loop.unwatch(self.sock)
 
     def stalled(self, now: float, timeout: float) -> bool:
         """Whether the client has taken nothing of the rest for `timeout` seconds."""

@@ -33,10 +33,11 @@ from collections.abc import Sequence
 
 from pushdemo.delivery.connection import Connection
 from pushdemo.delivery.cursor import Cursor
+from pushdemo.delivery.held import FAILED
 from pushdemo.delivery.loop import Loop
 from pushdemo.delivery.metrics import Tally
 from pushdemo.delivery.poll import Poll
-from pushdemo.delivery.sending import FAILED, Sockets, offer
+from pushdemo.delivery.sending import Sockets, offer
 from pushdemo.delivery.subscription import Pace, Subscription, retry_hint
 from pushdemo.delivery.tcp import give_up_after, keep_late_here
 from pushdemo.topics.message import Message

@@ -21,7 +21,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from pushdemo.delivery.connection import say_goodbye
 from pushdemo.delivery.feed import Feed, Outbox, Stream
@@ -139,8 +138,7 @@ class Hub(Loop):
         """Have the hub's thread adopt a client, whom its error alone costs the connection."""
 
         def fail() -> None:
-            with suppress(KeyError, ValueError):
-                self.selector.unregister(sock)
+            self.unwatch(sock)
             hang_up(sock)
             gone()
 

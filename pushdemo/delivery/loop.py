@@ -1,4 +1,4 @@
-"""The loop: one thread and one selector that watch the sockets of all parked clients. It knows no topics.
+"""The loop: one thread that watches the sockets of all parked clients. It knows no topics.
 
 Threads: `call` and `wake` are for any thread; everything else is the loop's own thread's. Another thread hands work
 over by a queue (`_calls` here, what a subclass adds), and then wakes the loop by a byte in a socket pair. `_awake`
@@ -10,15 +10,17 @@ is for milliseconds, it is set as well: the loop will look by itself.
 from __future__ import annotations
 
 import logging
-import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
-from pushdemo.delivery.sending import Sender, send
+from pushdemo.delivery.held import send
+from pushdemo.delivery.poller import READ, Poller
+from pushdemo.delivery.sending import Sender
 from pushdemo.forking import call_in_child
 
 log = logging.getLogger("pushdemo")
@@ -26,7 +28,17 @@ log = logging.getLogger("pushdemo")
 _LAST = 0.25  # seconds for what is still to be sent when the server stops, before the farewells
 _QUIET = 1.0  # seconds between two lines of the log about errors: thousands of clients may meet the same
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+class Watched(Protocol):
+    """What has a socket that the loop watches."""
+
+    sock: socket.socket
+
+    def ready(self, events: int) -> None:
+        """The socket is ready for these events."""
+
+    def fail(self) -> None:
+        """`ready` has raised an error, which is logged."""
 
 
 class Loop:
@@ -52,40 +64,45 @@ class Loop:
         self._failed = -1.0  # when the log was last told of an error, and how many it was not told of since
         self._untold = 0
         self.stopping = False  # any thread sets it, once
-        self.selector: selectors.BaseSelector = selectors.DefaultSelector()
+        self._poller = Poller()
+        self._watched: dict[int, Watched] = {}  # by descriptor
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
-        self.selector.register(self._ear, READ, None)
+        self._poller.watch(self._ear.fileno(), READ)
         call_in_child(self._end_in_child)
 
     def _end_in_child(self) -> None:
         """In a forked process: the clients and the ring are the parent's, and so is the thread.
 
         The child closes its copies of the sockets, so that a client's connection ends when the parent ends it, and
-        touches neither the selector nor the ring, which it shares with the parent.
+        touches neither the poller nor the ring, which it shares with the parent.
         """
         self._lock = threading.Lock()
         if self._finished:
             return
         self._finished = self.stopping = True
         self._calls.clear()
-        for key in list(self.selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.close()
+        for watched in list(self._watched.values()):
+            watched.sock.close()
+        self._ear.close()
         self._bell.close()
 
     # -- any thread
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have the loop's thread call `function`; once there is none any more, call it here."""
-        with self._lock:
-            if not self._finished:
-                self._calls.append(function)
+        """Have the loop's thread call `function`; once there is none any more, call it here.
+
+        No lock is taken where the thread runs: all workers hand clients over, and would stand in line for it.
+        """
+        self._calls.append(function)
+        if self._finished:  # the thread may not look into the queue again
+            self._do_calls()
+            return
+        if self._thread is None or not self._thread.is_alive():
+            with self._lock:
                 self._start()
-                self.wake()
-                return
-        function()
+        self.wake()
 
     @property
     def trouble(self) -> str:
@@ -135,6 +152,18 @@ class Loop:
             self._run()  # no thread can be had: this one ends everything
 
     # -- the loop's own thread from here on
+
+    def watch(self, watched: Watched, events: int) -> None:
+        """Report these events of a socket. Raises OSError or ValueError where it is closed."""
+        fd = watched.sock.fileno()
+        self._watched[fd] = watched  # first, so that nothing is reported of which nobody knows whose it is
+        self._poller.watch(fd, events)
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Report nothing of a socket any more, if anything was reported. To be called before it is closed."""
+        fd = sock.fileno()
+        self._watched.pop(fd, None)
+        self._poller.unwatch(fd)
 
     def turn(self) -> None:
         """What is done after the sockets' reports and the calls."""
@@ -192,7 +221,7 @@ class Loop:
         with self._lock:
             self._finished = True
         self._do_calls()
-        self.selector.close()
+        self._poller.close()
         self.sender.close()
         self._ear.close()
         self._bell.close()
@@ -203,13 +232,15 @@ class Loop:
         if nap := self.nap():
             self._awake = True
             timeout = nap
-        for key, events in self.selector.select(timeout):
-            if key.data is None:
+        for fd, events in self._poller.wait(timeout):
+            watched = self._watched.get(fd)
+            if watched is not None:
+                self.guarded(watched.ready, events, fail=watched.fail)
+            elif fd == self._ear.fileno():
                 self._ear.recv(4096)
-            else:
-                self.guarded(key.data.ready, events, fail=key.data.fail)
         self._awake = False
 
     def _do_calls(self) -> None:
-        while self._calls:
-            self.guarded(self._calls.popleft())
+        with suppress(IndexError):  # it is empty
+            while True:
+                self.guarded(self._calls.popleft())

@@ -20,14 +20,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pushdemo.delivery.connection import Connection, say_goodbye
-from pushdemo.delivery.loop import WRITE, Loop
-from pushdemo.delivery.sending import send
+from pushdemo.delivery.held import send
+from pushdemo.delivery.loop import Loop
+from pushdemo.delivery.poller import WRITE
 from pushdemo.delivery.subscription import LARGE, LongPoll, retry_hint
-from pushdemo.delivery.tcp import closing, give_up_after, hang_up, never_give_up
+from pushdemo.delivery.tcp import closing, give_up_after, hang_up
 
 
 class Reply(Protocol):
     """What a parked long poll becomes in the server's hands."""
+
+    gives_up: bool  # whether the kernel ends the connection as `give_up_after` says; it stays so
 
     def head(self, size: int) -> bytes:
         """The status line and the headers of the response with a body of this size."""
@@ -51,18 +54,20 @@ class Waiting(Protocol):
 class Poll(Connection):
     """A client that waits for the answer to its long poll, until `deadline`."""
 
-    __slots__ = ("__weakref__", "body", "deadline", "feeds", "poll", "reply")
+    __slots__ = ("__weakref__", "body", "deadline", "feed", "others", "poll", "reply")
 
     while_writing = WRITE  # not the next request
 
     def __init__(
         self, sock: socket.socket, poll: LongPoll, reply: Reply, feeds: Sequence[Waiting], unsent: bytes
     ) -> None:
-        give_up_after(sock, poll.pace.heartbeat, poll.pace.stall_timeout)
-        super().__init__(feeds[0].loop, sock, poll.cursors[0].tally, unsent)
+        if not reply.gives_up:  # once for a connection, which mostly asks again
+            give_up_after(sock, poll.pace.heartbeat, poll.pace.stall_timeout)
+            reply.gives_up = True
+        self.feed, self.others = feeds[0], tuple(feeds[1:])  # which is one object for all that have one feed
+        super().__init__(self.feed.loop, sock, poll.cursors[0].tally, unsent)
         self.poll = poll
         self.reply = reply
-        self.feeds = feeds
         self.deadline = self.progress + poll.pace.longpoll_timeout
         self.body: bytes | None = None  # of the answer that is being sent: what follows the rest of it
 
@@ -70,7 +75,7 @@ class Poll(Connection):
 
     def start(self) -> None:
         """Wait, unless the answer has come meanwhile."""
-        for feed in self.feeds:
+        for feed in (self.feed, *self.others):
             feed.polls[self] = None
             feed.due = 0.0
         self.send_rest()
@@ -86,7 +91,7 @@ class Poll(Connection):
             return False
         if not left:
             self.unwatch()
-            self.feeds[0].looked_at[self] = None
+            self.feed.looked_at[self] = None
         return left
 
     def half_closed(self) -> None:
@@ -130,15 +135,14 @@ class Poll(Connection):
             hang_up(self.sock)
             self.reply.gone()
             return
-        self._give_back(data[sent:])
+        self.reply.done(data[sent:])
 
     def _send_large(self, body: bytes) -> None:
         self._forget()
-        self.feeds[0].looked_at[self] = None
+        self.feed.looked_at[self] = None
         self.rest, self.body = b"".join((self.rest, self.reply.head(len(body)))), body
         self.progress = self.loop.clock()
-        self.unwatch()
-        self.loop.selector.register(self.sock, WRITE, self)
+        self.loop.watch(self, WRITE)
         self.writing, self.listening = True, False
         if self.send_rest():
             self.taken()
@@ -151,7 +155,7 @@ class Poll(Connection):
                 self.taken()
         elif self.body is not None:
             self._let_go()
-            self._give_back(b"")
+            self.reply.done(b"")
 
     # -- over
 
@@ -176,18 +180,14 @@ class Poll(Connection):
         self.poll.close()
         self.reply.gone()
 
-    def _give_back(self, rest: bytes) -> None:
-        never_give_up(self.sock)
-        self.reply.done(rest)
-
     def _let_go(self) -> None:
         self.open = False
         self.unwatch()
         self._forget()
 
     def _forget(self) -> None:
-        self.feeds[0].looked_at.pop(self, None)
-        for feed in self.feeds:
+        self.feed.looked_at.pop(self, None)
+        for feed in (self.feed, *self.others):
             feed.polls.pop(self, None)
 
 

@@ -4,16 +4,12 @@ Where the kernel has io_uring and allows it, hundreds of sends share a system ca
 less than a loop of `send` in C does (bench/README.md), and other threads run meanwhile. Else `starmap` calls `send`:
 no Python runs for a single socket, so that a client costs little more than its system call.
 
-`socket.send` lets go of the interpreter's lock for its system call. Another thread that computes meanwhile, a page that
-is being rendered say, may then keep the lock for its whole switch interval (5 ms) at each send: a message to 500
-clients takes ten times as long (bench/busy.py). A send to a non-blocking socket takes microseconds and waits for
-nobody. So as soon as somebody else wants the lock, it is held over each send, and others have their turn between two
-batches.
+As soon as somebody else wants the interpreter's lock, it is held over each send (delivery/held.py), and others have
+their turn between two batches.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import socket
 import sys
@@ -23,6 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, repeat, starmap
 from typing import Any, TypeVar
 
+from pushdemo.delivery.held import FAILED, send, send_raw
+
 if sys.platform == "linux":
     from pushdemo.delivery.io_uring import Ring
 
@@ -30,38 +28,19 @@ log = logging.getLogger("pushdemo")
 
 K = TypeVar("K")
 
-FAILED = -1
-
 MANY = 64  # sockets; a ring costs more than it saves below
 
+_HELD = 16_384  # bytes that are sent with the lock held at most: others wait for as long as the kernel copies them
 _BATCH = 32  # sockets, a quarter of a millisecond
 
 
-def _found() -> Callable[..., int]:
-    try:
-        function = ctypes.PyDLL(None).send
-    except (AttributeError, OSError, TypeError):  # Windows has it elsewhere, and for sockets that are no files
-        return lambda *_: FAILED
-    function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
-    function.restype = ctypes.c_ssize_t
-    found: Callable[..., int] = function
-    return found
-
-
-_holding = _found()  # the C library's: (descriptor, bytes, size, flags) -> bytes taken, or -1; with the lock held
 _letting_go: Callable[[socket.socket, bytes], int] = socket.socket.send
-
-
-def send(sock: socket.socket, data: bytes) -> int:
-    """As `sock.send(data)`, of a non-blocking socket, with the interpreter's lock held."""
-    sent = _holding(sock.fileno(), data, len(data), 0)
-    return sock.send(data) if sent == FAILED else sent  # which raises what is the matter
 
 
 def offer(sock: socket.socket, data: bytes | memoryview) -> int:
     """How many bytes of `data` a non-blocking socket takes, none where it is full; FAILED where its client is gone."""
     try:
-        return sock.send(data)
+        return send(sock, data) if isinstance(data, bytes) and len(data) <= _HELD else sock.send(data)
     except BlockingIOError:
         return 0
     except OSError:
@@ -160,7 +139,7 @@ def send_each(sockets: Iterable[socket.socket], count: int, data: Iterable[bytes
         began = time.perf_counter()
         try:
             if contended:
-                sent.extend(starmap(_holding, [(sock.fileno(), each, len(each), 0) for sock, each in some]))
+                sent.extend(starmap(send_raw, [(sock.fileno(), each, len(each), 0) for sock, each in some]))
             else:
                 sent.extend(starmap(_letting_go, some))
         except OSError:

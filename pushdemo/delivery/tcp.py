@@ -57,8 +57,14 @@ _PROBES = 6
 _BETWEEN_PROBES = 5  # seconds
 
 
+INHERITED = sys.platform == "linux"  # whether connections have the options of the socket that they were accepted from
+
+
 def keep_alive(sock: socket.socket) -> None:
-    """Have the kernel end a connection whose client has vanished while nothing was sent."""
+    """Have the kernel end a connection whose client has vanished while nothing was sent.
+
+    Of a listening socket: each that is accepted from now on, where options are `INHERITED`.
+    """
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("IDLE", KEEP_ALIVE), ("INTVL", _BETWEEN_PROBES), ("CNT", _PROBES)):

@@ -39,6 +39,7 @@ class Reply:
     """What a web server would do with a long poll, noted down."""
 
     def __init__(self) -> None:
+        self.gives_up = False
         self.rest: bytes | None = None
         self.left = False
         self.over = threading.Event()
@@ -171,21 +172,21 @@ def assert_idle(harness: Harness) -> None:
     There is no event for what does not happen: hence the short wait.
     """
     turns: list[float | None] = []
-    select = harness.hub.selector.select
+    wait = harness.hub._poller.wait
 
     def counted(timeout: float | None = None) -> Any:
         turns.append(timeout)
-        return select(timeout)
+        return wait(timeout)
 
     harness.settle()
-    harness.hub.selector.select = counted  # type: ignore[method-assign]
+    harness.hub._poller.wait = counted  # type: ignore[method-assign]
     try:
         harness.settle()
         threading.Event().wait(0.1)
         assert len(turns) <= 4  # that of the call, and one that a sweep falls into
         assert turns[-1] is None or turns[-1] > 0.1
     finally:
-        harness.hub.selector.select = select  # type: ignore[method-assign]
+        harness.hub._poller.wait = wait  # type: ignore[method-assign]
 
 
 class Slow:

@@ -199,6 +199,28 @@ class Flood(Topic):
         return super().following(position)
 
 
+@pytest.mark.parametrize("attempt", range(10))
+def test_what_is_called_while_the_hub_stops_is_called_once(attempt: int) -> None:
+    """By the hub's thread, or by the one that asks for it when there is none any more."""
+    hub, together = Hub(io_uring=False), threading.Barrier(5)
+    called: list[tuple[int, int]] = []
+
+    def caller(number: int) -> None:
+        together.wait()
+        for count in range(300):
+            hub.call(lambda count=count: called.append((number, count)))  # type: ignore[misc]
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
+    for thread in callers:
+        thread.start()
+    together.wait()
+    time.sleep(attempt / 1000)
+    hub.stop()
+    for thread in callers:
+        thread.join(PATIENCE)
+    assert sorted(called) == [(number, count) for number in range(4) for count in range(300)]
+
+
 def test_a_flood_of_messages_leaves_the_hub_time_for_others(harness: Harness) -> None:
     flooded = Flood("news", content_type="text/plain")
     harness.stream(flooded)

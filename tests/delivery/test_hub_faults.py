@@ -25,6 +25,7 @@ class Reply:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.gives_up = False
         self.gone_times = 0
 
     def head(self, size: int) -> bytes:

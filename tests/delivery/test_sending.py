@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pushdemo.delivery import sending
-from pushdemo.delivery.sending import FAILED, MANY, Sender, Sockets, send
+from pushdemo.delivery import held, sending
+from pushdemo.delivery.held import FAILED, send
+from pushdemo.delivery.sending import MANY, Sender, Sockets
 from tests.support import at_once, fill, small_pair
 
 MUCH = b"x" * 100_000
@@ -123,7 +124,7 @@ def test_a_single_send_raises_what_socket_send_would(pairs: Pairs) -> None:
 def test_where_the_c_function_is_not_found_python_s_own_is_called(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "_holding", lambda *_: FAILED)
+    monkeypatch.setattr(held, "send_raw", lambda *_: FAILED)
     pairs.add()
     assert send(pairs.ours[0], b"m") == 1
     assert pairs.theirs[0].recv(10) == b"m"

@@ -1,0 +1,112 @@
+"""System calls with the interpreter's lock held, and Python's own where they cannot be had."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from pushdemo.delivery import held
+from pushdemo.delivery.held import FAILED, Receiver, accept, send
+
+
+@pytest.fixture(params=["held", "python"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "python":
+        for name in ("send_raw", "_receive", "_accept"):
+            monkeypatch.setattr(held, name, lambda *_: FAILED)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+def test_bytes_are_sent_and_read(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    assert send(ours, b"with\0zero") == 9
+    assert theirs.recv(100) == b"with\0zero"
+    receive = Receiver(4)
+    theirs.send(b"\0\0abcd")
+    assert receive(ours) == b"\0\0ab"
+    assert receive(ours) == b"cd"
+    with pytest.raises(BlockingIOError):
+        receive(ours)
+    theirs.close()
+    assert receive(ours) == b""
+    with pytest.raises(BrokenPipeError):
+        send(ours, b"m")
+
+
+def test_a_full_socket_says_so(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    sent = 0
+    with suppress(BlockingIOError):
+        while (taken := send(ours, bytes(100_000))) > 0:
+            sent += taken
+    assert sent > 0
+    with pytest.raises(BlockingIOError):
+        send(ours, b"m")
+
+
+@pytest.mark.parametrize("family", ["IPv4", "IPv6", "unix"])
+def test_connections_are_accepted(family: str, tmp_path: object) -> None:
+    if family == "unix":
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(f"{tmp_path}/socket")
+    elif family == "IPv6" and not socket.has_ipv6:
+        pytest.skip("this system has no IPv6")
+    else:
+        listening = socket.socket(socket.AF_INET6 if family == "IPv6" else socket.AF_INET)
+        listening.bind(("::1" if family == "IPv6" else "127.0.0.1", 0))
+    with listening, socket.socket(listening.family) as client:
+        listening.listen()
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            accept(listening)
+        client.connect(listening.getsockname())
+        with accept(listening) as ours:
+            assert ours.family == listening.family
+            assert ours.getpeername() == client.getsockname()
+            assert not ours.get_inheritable()
+            client.sendall(b"hello")
+            assert ours.recv(5) == b"hello"
+
+
+def test_a_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.close()
+    for call in (lambda: send(ours, b"m"), lambda: Receiver(10)(ours), lambda: accept(ours)):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            call()
+
+
+def test_each_receiver_has_a_buffer_of_its_own(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Servers in one process have a thread each."""
+    ours, theirs = pair
+    wrong, together = list[bytes](), threading.Barrier(2)
+
+    def read(sock: socket.socket, other: socket.socket, data: bytes) -> None:
+        receive = Receiver(1000)
+        together.wait()
+        for _ in range(2000):
+            other.send(data)
+            if (got := receive(sock)) != data:
+                wrong.append(got)
+
+    theirs.setblocking(False)
+    threads = [
+        threading.Thread(target=read, args=(ours, theirs, b"a" * 900)),
+        threading.Thread(target=read, args=(theirs, ours, b"b" * 900)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
