@@ -1,25 +1,27 @@
 """The server's loop: one thread that waits for the sockets of connections, and calls what others leave for it.
 
 Knows sockets and what handles their events, no waitress. Any thread may call `watch`, `unwatch`, `call_soon` and
-`wake`: a selector takes changes while its thread waits in it. An event may be reported late, when its socket is closed
+`wake`: epoll takes changes while its thread waits in it. An event may be reported late, when its socket is closed
 already and another has its number: a handler must take each report as a hint.
 """
 
 from __future__ import annotations
 
 import logging
-import selectors
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
+
+from pushdemo.delivery.poller import READ, WRITE, Poller
 
 log = logging.getLogger("pushdemo")
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 ALL = READ | WRITE
+
+_TOGETHER = 64  # sockets that a turn sees to; then those have a thread that were read from
 
 
 class Handler(Protocol):
@@ -33,22 +35,26 @@ class Handler(Protocol):
 
 
 class Loop:
-    """A selector, a queue of calls, and a bell that wakes the thread for them."""
+    """A poller, a queue of calls, and a bell that wakes the thread for them.
 
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._lock = threading.RLock()  # held over a change of the selector: its own record and the kernel's are two
+    All that a turn does is done in the context that `together` makes: what it adds to somebody's queue is one burst.
+    """
+
+    def __init__(self, together: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._together = together
+        self._poller = Poller(_TOGETHER)
+        self._lock = threading.RLock()  # held over a change of what is watched, here and in the poller
         self._calls: deque[Callable[[], None]] = deque()  # any thread appends, the loop takes
         self._closed = False  # under the lock
         self._rung = False  # any thread; true only while something is in the bell's socket, or about to be
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
-        self._selector.register(self._ear, READ)
+        self._poller.watch(self._ear.fileno(), READ)
         self._known: dict[int | None, tuple[Handler, int]] = {}  # changed under the lock, read by any thread
 
     def end_in_child(self) -> None:
-        """In a forked process: nothing is watched. The selector, which it shares with the parent, is not touched."""
+        """In a forked process: nothing is watched. The poller, which it shares with the parent, is not touched."""
         self._lock = threading.RLock()
         self._closed = True
         self._known.clear()
@@ -84,19 +90,16 @@ class Loop:
         # closed without a word; the kernel knows nothing of it any more.
         if self._closed:
             return
-        if fd in self._known:
-            del self._known[fd]
-            with suppress(KeyError, OSError):
-                self._selector.unregister(fd)
-        if events:
-            self._known[fd] = (
-                handler,
-                events,
-            )  # first: the loop may have the event, and unwatch it, before `register` ends
-            try:
-                self._selector.register(fd, events, handler)
-            except OSError:  # closed meanwhile
-                del self._known[fd]
+        if not events:
+            self._known.pop(fd, None)
+            self._poller.unwatch(fd)
+            return
+        self._known[fd] = handler, events  # first: the loop may have the event, and unwatch it, before `watch` ends
+        try:
+            self._poller.watch(fd, events)
+        except OSError:  # closed meanwhile
+            self._known.pop(fd, None)
+            self._poller.unwatch(fd)
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Have the loop's thread call `function`."""
@@ -114,14 +117,17 @@ class Loop:
 
     def turn(self, timeout: float) -> None:
         """Wait for events up to `timeout` seconds, and see to them and to the calls."""
-        for key, events in self._selector.select(0 if self._calls else timeout):
-            if key.data is None:
-                with suppress(BlockingIOError):
-                    self._ear.recv(4096)
-                self._rung = False  # before the queue is read: what is put there from now on rings again
-            else:
-                self.guarded(key.data.ready, key.fd, events)
-        self.do_calls()
+        ready = self._poller.wait(0 if self._calls else timeout)
+        with self._together():
+            for fd, events in ready:
+                known = self._known.get(fd)
+                if known is not None:
+                    self.guarded(known[0].ready, fd, events)
+                elif fd == self._ear.fileno():
+                    with suppress(BlockingIOError):
+                        self._ear.recv(4096)
+                    self._rung = False  # before the queue is read: what is put there from now on rings again
+            self.do_calls()
 
     def do_calls(self) -> None:
         """Call what is in the queue, and not what comes meanwhile: connections must not wait for that."""
@@ -139,6 +145,6 @@ class Loop:
         """The end: the loop's own sockets are closed, and what is watched is not watched any more."""
         with self._lock:
             self._closed = True
-            self._selector.close()
+            self._poller.close()
         self._ear.close()
         self._bell.close()

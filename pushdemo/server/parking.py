@@ -15,7 +15,7 @@ Theory of operation. A connection is a `ParkingChannel`, and in one of these sta
     idle --a whole request--> served --its end--> idle      (worker)
     served --Parked--> parked                               (worker: `_park`)
     served --Postponed--> served, from the beginning        (worker, when there is a turn for it: workers.py)
-    parked --a long poll is answered--> idle, or served     (hub: `PolledChannel.done`)
+    parked --a long poll is answered--> idle, or served     (hub: `ParkingTask.done`)
     idle, served --the client leaves--> closed              (loop)
     served --its last response is written--> closed         (worker, or the loop where some of it waits for the client)
     parked --the client leaves, a stream ends--> closed     (hub)
@@ -41,9 +41,10 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.task import WSGITask
 
+from pushdemo.delivery.poller import READ, WRITE
 from pushdemo.delivery.subscription import LongPoll, Subscription
-from pushdemo.delivery.tcp import keep_alive
-from pushdemo.server.loop import ALL, READ, WRITE
+from pushdemo.delivery.tcp import INHERITED, keep_alive, never_give_up
+from pushdemo.server.loop import ALL
 from pushdemo.server.offer import Park, Postponed, Turn
 from pushdemo.server.reception import Reception
 from pushdemo.server.workers import Work
@@ -66,12 +67,13 @@ class ParkingRequest(HTTPRequestParser):
 
 
 class ParkingTask(WSGITask):
-    """A request whose response may outlive its thread."""
+    """A request whose response may outlive its thread; and what the hub knows of a long poll's connection."""
 
     park: Park  # what it offers to the application
     answered = False  # a long poll, by the hub
     around_length = b"", b""  # of a long poll: the response's headers before and after the number of its bytes
     first = b""  # of a stream's response: what the hub sends first
+    fd = -1  # of a parked long poll: its socket's number
     close_on_finish: bool = False  # as in waitress, as the next
     chunked_response: bool = False
 
@@ -113,8 +115,20 @@ class ParkingTask(WSGITask):
         environ["pushdemo.trouble"] = self.channel.server.trouble
         return environ
 
+    @property
+    def gives_up(self) -> bool:
+        """See Reply: a connection that has been a long poll's."""
+        return bool(self.channel.gives_up)
+
+    @gives_up.setter
+    def gives_up(self, value: bool) -> None:
+        self.channel.gives_up = value
+
     def write(self, data: bytes) -> None:
         """Write the headers and the first bytes of the body with one `send`, or leave them to the hub."""
+        if self.channel.gives_up and self.park.parked is None:
+            self.channel.gives_up = False
+            never_give_up(self.channel.socket)  # this one may be a download that its reader pauses
         if self.wrote_header or len(data) > _TOGETHER:
             super().write(data)
             return
@@ -164,6 +178,35 @@ class ParkingTask(WSGITask):
         before, mark, after = self.build_response_header().partition(b"Content-Length: %d" % _LENGTH)
         self.around_length = before + mark.partition(b" ")[0] + b" ", after
 
+    # -- the hub, for a long poll
+
+    def head(self, size: int) -> bytes:
+        """Return the head of a response with a body of this size, as waitress writes it."""
+        before, after = self.around_length
+        return b"%s%d%s" % (before, size, after)
+
+    def done(self, rest: bytes) -> None:
+        """Take the connection back; the request ends as any other."""
+        channel = self.channel
+        channel.set_socket(channel.socket)
+        if rest:
+            channel.outbufs[-1].append(rest)
+            channel.total_outbufs_len += len(rest)
+        self.answered = True
+        if len(rest) > channel.adj.outbuf_high_watermark:  # it waits for the client to read, which the hub cannot do
+            channel.server.add_task(Work(partial(channel.finish, self)))
+        else:
+            channel.finish(self)
+
+    def gone(self) -> None:
+        """The socket is closed: nobody is left to serve."""
+        channel = self.channel
+        channel.del_channel()  # an error may have come when it was on its way back
+        channel.server.loop.unwatch(self.fd, ALL, channel)
+        channel.connected = False
+        channel.socket = None
+        channel.forget()
+
 
 class ParkingChannel(HTTPChannel):
     """A connection that can leave the server, for good (a stream) or until it is answered (a long poll)."""
@@ -171,12 +214,16 @@ class ParkingChannel(HTTPChannel):
     server: Reception
     socket: Any  # a socket; None once it is another's
     held: list[bytes] | None = None  # what a task writes together; the worker's
+    gives_up = False  # the kernel ends it where its client takes nothing for a while: see Reply; of who has the channel
+    new = True  # nothing has been read from it; the loop's, as is the next
+    queued = False  # it waits for its turn to be read from
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
     parser_class = ParkingRequest
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
         super().__init__(server, sock, addr, server.adj, map=server.map)
-        keep_alive(sock)
+        if not INHERITED:
+            keep_alive(sock)
 
     # -- any thread
 
@@ -200,12 +247,16 @@ class ParkingChannel(HTTPChannel):
     # -- the loop
 
     def begin(self) -> None:
-        """The client has connected, and has mostly sent its request already."""
-        self.ready(self._fileno, READ)
+        """It is the turn of this connection, which is new, and whose client has mostly sent its request already."""
+        self.queued = False
+        self.ready(self._fileno, READ, waited=True)
         self.attend()
 
-    def ready(self, fd: int | None, events: int) -> None:
-        """Read or write what the events allow, and watch no more for what is not wanted."""
+    def ready(self, fd: int | None, events: int, *, waited: bool = False) -> None:
+        """Read or write what the events allow, and watch no more for what is not wanted.
+
+        A new connection waits for its turn among those that have arrived, unless it has `waited`.
+        """
         if fd is None:
             return
         if fd != self._fileno:  # the report is a late one, or it is parked: the hub has an eye on it
@@ -213,6 +264,11 @@ class ParkingChannel(HTTPChannel):
             self.attend()  # it may be back already
             return
         try:
+            if self.new and not waited and (self.server.arrived or self.server.crowded):
+                self.queued = True
+                self.server.arrived.append(self)
+                self.server.loop.unwatch(fd, ALL, self)
+                return
             if events & READ and self.readable():
                 self.handle_read()
                 events &= ~READ
@@ -229,17 +285,19 @@ class ParkingChannel(HTTPChannel):
     def handle_read(self) -> None:
         """As in waitress; but a report may be late, and nothing to read is then no error."""
         try:
-            data = self.recv(self.adj.recv_bytes)
+            data = self.server.receive(self.socket)
         except BlockingIOError:
             return
-        except OSError:
-            if self.adj.log_socket_errors:
+        except OSError as error:
+            if self.adj.log_socket_errors and not isinstance(error, ConnectionError):
                 self.logger.exception("Socket error")
-            self.handle_close()
-            return
+            data = b""
         if data:
+            self.new = False
             self.last_activity = time.time()
             self.received(data)
+        else:
+            self.handle_close()
 
     def handle_write(self) -> None:
         """As in waitress, which takes no lock where no request is under way: whoever ends one may be writing too."""
@@ -311,13 +369,16 @@ class ParkingChannel(HTTPChannel):
             self.forget()
             return
         if isinstance(client, LongPoll):
+            task.fd = self._fileno
+            # Thousands may wait, and the garbage collector looks at all that each of them has.
+            del task.park, task.response_headers
             super().del_channel()  # the loop still watches it, which is soon needed again and costs nothing
         else:
             self.del_channel()
         unsent = b"".join(outbuf.get(len(outbuf), skip=True) for outbuf in self.outbufs) + task.first
         self.total_outbufs_len = 0
         if isinstance(client, LongPoll):
-            hub.poll(sock, client, PolledChannel(self, task), unsent=unsent)
+            hub.poll(sock, client, task, unsent=unsent)
             return
         self.socket = None
         self.forget()
@@ -329,7 +390,7 @@ class ParkingChannel(HTTPChannel):
 
     def idle(self, now: float, seconds: float) -> bool:
         """Whether it has waited for its next request for so long."""
-        waits = not (self.requests or self.request or self.total_outbufs_len)
+        waits = not (self.requests or self.request or self.total_outbufs_len or self.queued)
         return waits and self.last_activity <= now - seconds
 
     def handle_close(self) -> None:
@@ -370,41 +431,3 @@ class ParkingChannel(HTTPChannel):
 def _known(task: ParkingTask, channel: HTTPChannel, request: HTTPRequestParser) -> ParkingTask:
     # Before `finish` is over, a worker may have begun with the request behind this one.
     return task if request is task.request else ParkingTask(channel, request)
-
-
-class PolledChannel:
-    """A channel whose request waits for the answer to a long poll: the hub's side of it."""
-
-    __slots__ = ("_channel", "_fd", "_task")
-
-    def __init__(self, channel: ParkingChannel, task: ParkingTask) -> None:
-        self._channel = channel
-        self._fd = channel.socket.fileno()
-        self._task = task
-
-    def head(self, size: int) -> bytes:
-        """Return the head of a response with a body of this size, as waitress writes it."""
-        before, after = self._task.around_length
-        return b"%s%d%s" % (before, size, after)
-
-    def done(self, rest: bytes) -> None:
-        """Take the connection back; the request ends as any other."""
-        channel, task = self._channel, self._task
-        channel.set_socket(channel.socket)
-        if rest:
-            channel.outbufs[-1].append(rest)
-            channel.total_outbufs_len += len(rest)
-        task.answered = True
-        if len(rest) > channel.adj.outbuf_high_watermark:  # it waits for the client to read, which the hub cannot do
-            channel.server.add_task(Work(partial(channel.finish, task)))
-        else:
-            channel.finish(task)
-
-    def gone(self) -> None:
-        """The socket is closed: nobody is left to serve."""
-        channel = self._channel
-        channel.del_channel()  # an error may have come when it was on its way back
-        channel.server.loop.unwatch(self._fd, ALL, channel)
-        channel.connected = False
-        channel.socket = None
-        channel.forget()

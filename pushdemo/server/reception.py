@@ -13,6 +13,7 @@ from typing import Any
 
 from waitress.server import BaseWSGIServer
 
+from pushdemo.delivery.held import Receiver
 from pushdemo.delivery.hub import Hub
 from pushdemo.server.loop import Loop
 from pushdemo.server.workers import Workers
@@ -63,7 +64,12 @@ class Reception:
         self.workers = workers
         self.loop = loop
         self.end = end
-        self.held_back = False  # the listener accepts nobody, since so many wait for a thread; any thread
+        # Who has yet to have a first request read, the first that came first: sockets that were accepted, and those
+        # connections whose request came later. The loop's, as is the number of the sockets.
+        self.arrived: deque[Any] = deque()
+        self.accepted = 0
+        self.receive = Receiver(self.adj.recv_bytes)  # the loop's
+        self.held_back = False  # nobody of them is read from, since so many wait for a thread; any thread
         self._second = 0  # see `headers`; any thread, roughly: one that loses makes its headers anew
         self._headers: dict[Any, tuple[bytes, bool, bool]] = {}
         self.turned_away = 0  # since a stream that a middleware iterates last had a thread; workers', roughly
@@ -82,12 +88,17 @@ class Reception:
             log.warning(message, name)
 
     @property
+    def connections(self) -> int:
+        """How many there are, those that have just been accepted among them, and listeners."""
+        return len(self.map) + self.accepted
+
+    @property
     def crowded(self) -> bool:
         """Whether so many wait for a thread that new connections had better wait where they are."""
         return len(self._waiting) >= self._most_waiting
 
     def let_in(self) -> None:
-        """A request is over: have the listener accept again, if few wait now."""
+        """A request is over: have the loop read from those who have arrived, if few wait now."""
         if self.held_back and len(self._waiting) <= self._most_waiting // 2:
             self.held_back = False
             self.loop.wake()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -22,13 +23,35 @@ class Dispatcher(ThreadedTaskDispatcher):
 
     waiting = 0  # the most tasks that waited for a thread at once, since it was last asked; under `lock`
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop: int | None = None  # the thread that calls `wake` soon; it alone sets this
+
     def add_task(self, task: object) -> None:
         """Have a thread call `task.service()`. Any thread may ask."""
+        if threading.get_ident() == self._loop:
+            self.queue.append(task)
+            return
         with self.lock:
             self.queue.append(task)
-            self.queue_cv.notify()
-            free = len(self.threads) - self.stop_count - self.active_count
-            self.waiting = max(self.waiting, len(self.queue) - free)
+            self._wake(1)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """In the loop's thread: wake threads once, at the end of this block, for all tasks that are added in it."""
+        self._loop = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._loop = None
+            if self.queue:
+                with self.lock:
+                    self._wake(len(self.queue))
+
+    def _wake(self, tasks: int) -> None:
+        free = len(self.threads) - self.stop_count - self.active_count
+        self.waiting = max(self.waiting, len(self.queue) - free)
+        self.queue_cv.notify(tasks)
 
     def take_waiting(self) -> int:
         """The most that have waited at once since the last call."""

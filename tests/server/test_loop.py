@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pushdemo.server.loop import READ, WRITE, Loop
+from pushdemo.delivery.poller import READ, WRITE
+from pushdemo.server.loop import Loop
 from tests.support import PATIENCE
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from pushdemo.delivery import sending
+from pushdemo.delivery import sending, tcp
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.server import Server, parking
 from pushdemo.server import server as server_module
@@ -963,7 +963,7 @@ def test_nothing_is_logged_about_clients_that_come_and_go(site: Newsroom, caplog
 
 
 def test_a_page_on_a_kept_connection_does_not_wait_for_all_who_come() -> None:
-    """Those who come wait in the kernel's queue, but for a few."""
+    """All are accepted, and few are read from."""
     came, go_on = threading.Semaphore(0), threading.Event()
 
     def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -979,8 +979,10 @@ def test_a_page_on_a_kept_connection_does_not_wait_for_all_who_come() -> None:
         assert came.acquire(timeout=PATIENCE)
         clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(200)]
         assert came.acquire(timeout=PATIENCE)
-        wait_until(lambda: not all(listener.accepts for listener in server._listeners))
+        (reception,) = [listener._reception for listener in server._listeners]
+        wait_until(lambda: reception.connections > 200)
         assert len(server._map) < 60
+        assert len(reception.arrived) > 140
         kept.get("/kept")
         go_on.set()
         assert kept.response()[2] == b"/kept"
@@ -990,6 +992,135 @@ def test_a_page_on_a_kept_connection_does_not_wait_for_all_who_come() -> None:
         assert served < 150, "all the others came first"
         for client in clients:
             assert client.response()[2] == b"/slow"
+
+
+def test_who_has_come_and_asks_later_does_not_stand_before_a_kept_connection() -> None:
+    """Clients connect first, and send their requests together."""
+    came, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        came.release()
+        if environ["PATH_INFO"] == "/slow":
+            assert go_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
+        kept = stack.enter_context(Client(port_of(server)))
+        assert kept.get("/kept").response()[2] == b"/kept"
+        assert came.acquire(timeout=PATIENCE)
+        clients = [stack.enter_context(Client(port_of(server))) for _ in range(200)]
+        wait_until(lambda: len(server._map) > 200)
+        for client in clients:
+            client.get("/slow")
+        assert came.acquire(timeout=PATIENCE)
+        (reception,) = [listener._reception for listener in server._listeners]
+        wait_until(lambda: len(reception.arrived) > 140)
+        assert reception.connections < 210, "nobody is counted twice"
+        kept.get("/kept")
+        go_on.set()
+        assert kept.response()[2] == b"/kept"
+        served = 0
+        while came.acquire(blocking=False):
+            served += 1
+        assert served < 150, "all the others came first"
+        for client in clients:
+            assert client.response()[2] == b"/slow"
+        wait_until(lambda: not reception.arrived)
+
+
+def test_who_has_arrived_and_left_again_holds_nobody_up() -> None:
+    go_on = threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert environ["PATH_INFO"] != "/slow" or go_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"here"]
+
+    with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
+        (reception,) = [listener._reception for listener in server._listeners]
+        clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(100)]
+        wait_until(lambda: len(reception.arrived) > 60)
+        for number, client in enumerate(clients[20:80]):
+            (reset if number % 2 else socket.socket.close)(client.sock)
+        go_on.set()
+        for client in clients[:20] + clients[80:]:
+            assert client.response()[2] == b"here"
+        wait_until(lambda: not reception.arrived and not reception.accepted)
+        wait_until(lambda: len(server._map) <= 45)
+
+
+def test_who_has_arrived_is_closed_when_the_server_stops() -> None:
+    go_on, began = threading.Event(), threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        began.set()
+        assert go_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"late"]
+
+    with ExitStack() as stack:
+        with serving(slow, threads=1, backlog=500) as server:
+            clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(100)]
+            (reception,) = [listener._reception for listener in server._listeners]
+            wait_until(lambda: len(reception.arrived) > 60)
+            threading.Timer(0.2, go_on.set).start()
+        for client in clients[50:]:
+            with suppress(ConnectionError):
+                assert client.sock.recv(100) == b""
+
+
+def test_a_connection_ends_when_its_client_has_vanished_though_nothing_is_sent() -> None:
+    """The kernel asks: the options are those of the listening socket, or each connection's own."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"page"]
+
+    with serving(app) as server, Client(port_of(server)) as client:
+        assert client.get("/").response()[2] == b"page"
+        (channel,) = [each for each in server._map.values() if isinstance(each, ParkingChannel)]
+        assert channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        if sys.platform == "linux":
+            assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == tcp.KEEP_ALIVE
+        assert not channel.socket.get_inheritable()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [((700, 10, 10), (700, 10, 100)), ((2000, 10, 10), (2000, 10, 100)), ((50_000, 10, 10), None), ((0, 0, 0), None)],
+)
+def test_full_collections_are_rarer_unless_the_application_has_its_own_thresholds(
+    found: tuple[int, int, int], expected: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = gc.get_threshold()
+    monkeypatch.setattr(server_module.Server, "run", server_module.Server._close)
+    gc.set_threshold(*found)
+    try:
+        server_module.main(lambda environ, start_response: [], listen="127.0.0.1:0", threads=1)
+        assert gc.get_threshold() == (expected or found)
+    finally:
+        gc.set_threshold(*before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the option is Linux's")
+def test_the_kernel_gives_up_on_a_poll_s_connection_until_it_brings_something_else(site: Newsroom) -> None:
+    """A download after a long poll may be paused for as long as its reader likes."""
+    with site.client() as client:
+        site.poll(client)
+        site.news.publish("a")
+        assert messages(client.response()[2]) == ["a"]
+        client.get("/page").response()
+        (channel,) = [each for each in site.server._map.values() if isinstance(each, ParkingChannel)]
+        timeout = partial(channel.socket.getsockopt, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert timeout() == 0
+        site.poll(client)
+        assert timeout() > 0
+        site.news.publish("b")
+        assert messages(client.response()[2]) == ["b"]
+        client.get("/page").response()
+        assert timeout() == 0
 
 
 def test_a_response_is_one_packet_unless_it_is_long() -> None:
