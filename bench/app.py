@@ -17,7 +17,7 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 
-from pushdemo.server import Server
+from pushdemo.server import main as serve
 
 
 def stream(request: Request) -> Any:
@@ -45,7 +45,7 @@ def main(port: int, rate: float, *, io_uring: bool) -> None:
     topic = app.registry["pushdemo.topics"]["bench"]
     threading.Thread(target=publish, args=(topic, rate), daemon=True).start()
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that had to wait
-    Server(app, listen=f"127.0.0.1:{port}", threads=4, io_uring=io_uring).run()
+    serve(app, listen=f"127.0.0.1:{port}", threads=4, io_uring=io_uring)
 
 
 if __name__ == "__main__":

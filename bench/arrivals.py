@@ -34,6 +34,8 @@ from tables import markdown
 BENCH = Path(__file__).parent
 PATIENCE = 60.0  # seconds without progress after which a row has failed
 TOGETHER = 64  # connections under way at a time, where not all come at once
+KEPT = 16  # kept connections that ask for pages; of 64, waitress's loop takes 1-2 ms a page, which would prove nothing
+HISTORY = 10  # messages that each has missed who comes back
 OPENED = itertools.count()
 PAGE = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
@@ -198,7 +200,7 @@ def page_kept(pid: int, port: int, options: Any, idle: int = 0) -> float:
 
     def again() -> None:
         nonlocal left
-        left = options.pages - TOGETHER
+        left = options.pages - KEPT
         for fd in fds:
             crowd.ask(fd, PAGE)
         waited(crowd, done, options.pages)
@@ -206,10 +208,10 @@ def page_kept(pid: int, port: int, options: Any, idle: int = 0) -> float:
     try:
         left = 0
         everyone = []
-        for _ in range(0, idle + TOGETHER, TOGETHER):
-            everyone += [crowd.open(PAGE) for _ in range(TOGETHER)]
-            waited(crowd, done, TOGETHER)
-        fds = everyone[:TOGETHER]
+        for _ in range(0, idle + KEPT, KEPT):
+            everyone += [crowd.open(PAGE) for _ in range(KEPT)]
+            waited(crowd, done, KEPT)
+        fds = everyone[:KEPT]
         return measured(pid, options.pages, again)
     finally:
         crowd.close_all()
@@ -260,15 +262,9 @@ def poll(pid: int, port: int, options: Any, rounds: int = 3) -> float:
         crowd.ask(fd, request(json.loads(crowd.data[fd].partition(b"\r\n\r\n")[2])["last_event_id"]))
         return True
 
-    def publish(text: str) -> None:
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.sendall(f"GET /publish?{text} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            while sock.recv(4096):
-                pass
-
     def all_polls() -> None:
         for number in range(rounds):
-            publish(f"message{number}")
+            publish(port, f"message{number}")
             waited(crowd, done, options.streams)
             settled(pid)
 
@@ -284,43 +280,71 @@ def poll(pid: int, port: int, options: Any, rounds: int = 3) -> float:
 
 
 def back(pid: int, port: int, options: Any) -> float:
-    """Everyone comes back at once: seconds until the last has its message, in milliseconds; others are noted."""
-    crowd = Crowd(port)
-    request = b"GET /stream?transport=sse&last_event_id=00000000-7 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    got: set[int] = set()
-    page = Crowd(port)
-    times: list[float] = []
-    asked = time.monotonic()
+    """All come back at once after a restart, and have their first message."""
+    return all_back(pid, port, options, "00000000-7", b"the first")
 
-    def done(fd: int) -> bool:
-        if fd in got or b"the first" not in crowd.data[fd]:
-            return False
-        got.add(fd)
-        return True
+
+def resumed(pid: int, port: int, options: Any) -> float:
+    """All come back at once, and have the ten messages that they have missed."""
+    ids = [publish(port, f"message{number}") for number in range(HISTORY + 1)]
+    return all_back(pid, port, options, ids[0], f"message{HISTORY}".encode())
+
+
+def all_back(pid: int, port: int, options: Any, last_event_id: str, awaited: bytes) -> float:
+    """CPU time of each. When the last is served, and how long a page takes meanwhile, is noted."""
+    crowd = Crowd(port)
+    request = f"GET /stream?transport=sse&last_event_id={last_event_id} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    got: set[int] = set()
+    kept, new = Crowd(port), Crowd(port)
+    asked, times = dict[Crowd, float](), dict[Crowd, list[float]]({kept: [], new: []})
+
+    def pages(pages: Crowd) -> None:
+        for fd in pages.events(0):
+            if whole(pages.data[fd]):
+                times[pages].append(time.monotonic() - asked[pages])
+                asked[pages] = time.monotonic()
+                if pages is kept:
+                    pages.ask(fd, PAGE)
+                else:
+                    pages.close(fd)
+                    pages.open(PAGE)
 
     try:
-        page.open(PAGE)
+        kept.open(PAGE)
+        waited(kept, lambda fd: whole(kept.data[fd]), 1)
         before, began = thread_seconds(pid), time.monotonic()
         for _ in range(options.back):
             crowd.open(request)
+        asked[kept] = asked[new] = time.monotonic()
+        kept.ask(next(iter(kept.sockets)), PAGE)
+        new.open(PAGE)
         while len(got) < options.back:
             for fd in crowd.events(0.005):
-                done(fd)
-            for fd in page.events(0):
-                if whole(page.data[fd]):
-                    times.append(time.monotonic() - asked)
-                    asked = time.monotonic()
-                    page.ask(fd, PAGE)
+                if awaited in crowd.data[fd]:
+                    got.add(fd)
+            pages(kept)
+            pages(new)
             if time.monotonic() > began + PATIENCE:
                 raise TimeoutError(f"{options.back - len(got)} still wait")
         taken = time.monotonic() - began
-        options.notes.setdefault(options.server, []).append(
-            (taken, thread_seconds(pid) - before, median(times) * 1000 if times else float("nan"))
+        medians = [median(each) * 1000 if each else float("nan") for each in times.values()]
+        options.notes.setdefault((options.row, options.server), []).append(
+            (taken, thread_seconds(pid) - before, *medians)
         )
         return (thread_seconds(pid) - before) / options.back * 1e6
     finally:
-        crowd.close_all()
-        page.close_all()
+        for each in (crowd, kept, new):
+            each.close_all()
+
+
+def publish(port: int, text: str) -> str:
+    """The message's id."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(f"GET /publish?{text} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        data = b""
+        while more := sock.recv(4096):
+            data += more
+    return data.partition(b"\r\n\r\n")[2].decode()
 
 
 ROWS: dict[str, Callable[[int, int, Any], float]] = {
@@ -330,6 +354,7 @@ ROWS: dict[str, Callable[[int, int, Any], float]] = {
     "poll": poll,
     "page_beside_idle": page_beside_idle,
     "back": back,
+    "resumed": resumed,
 }
 # What a row of which server is compared with, and the bar.
 BARS = {
@@ -339,6 +364,7 @@ BARS = {
     "poll": ("waitress", "page_kept", 0.9),
     "page_beside_idle": ("pushdemo", "page_kept", 1.1),
     "back": ("before", "back", 0.5),
+    "resumed": ("before", "resumed", 0.5),
 }
 
 
@@ -385,14 +411,13 @@ def main() -> None:
                         measure(server, row, options)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     print(table(everyone))
-    for name, notes in options.notes.items():
-        seconds, cpu, page = (median(each) for each in zip(*notes, strict=True))
-        print(f"back, {name}: last message after {seconds:.2f} s, CPU {cpu:.2f} s, a page meanwhile {page:.0f} ms")
+    print()
+    print(comings_back(options.notes))
 
 
 def measure(server: Server, row: str, options: Any) -> None:
     port = free_port()
-    options.server = server.name
+    options.server, options.row = server.name, row
     with running([part.format(port=port) for part in server.command], server.checkout, port) as pid:
         try:
             figure = ROWS[row](pid, port, options)
@@ -415,6 +440,19 @@ def table(everyone: list[Server]) -> str:
         ratio = spread(ours, theirs) if ours and theirs else "-"
         lines.append([ROWS[row].__doc__ or row, *cells, ratio, f"{bar} x {base}, {other}"])
     return markdown(["CPU µs", *(each.name for each in everyone), "ratio (quartiles)", "bar"], lines)
+
+
+def comings_back(notes: dict[tuple[str, str], list[tuple[float, ...]]]) -> str:
+    """Medians; of the time also relative to that of "before" in the same round."""
+    lines = []
+    for (row, server), found in notes.items():
+        seconds, cpu, kept, new = (median(each) for each in zip(*found, strict=True))
+        others = notes.get((row, "before"), [])
+        ratio = spread([each[0] for each in found], [each[0] for each in others]) if others else "-"
+        cells = [f"{seconds:.2f}", ratio, f"{cpu:.2f}", f"{kept:.0f}", f"{new:.0f}"]
+        lines.append([f"{row}, {server}", *cells])
+    header = ["who", "last served after s", "x before (quartiles)", "CPU s", "page, kept: ms", "page, new: ms"]
+    return markdown(header, lines)
 
 
 def spread(ours: list[float], theirs: list[float]) -> str:

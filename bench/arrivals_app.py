@@ -46,9 +46,9 @@ def main(port: int, server: str) -> None:
 
         waitress.serve(app, asyncore_use_poll=True, **settings)
     else:
-        from pushdemo.server import Server
+        from pushdemo.server import main as serve
 
-        Server(app, **settings).run()
+        serve(app, **settings)
 
 
 if __name__ == "__main__":

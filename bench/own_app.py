@@ -18,7 +18,7 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 
 from pushdemo import topic
-from pushdemo.server import Server
+from pushdemo.server import main as serve
 from pushdemo.topics.catalog import Catalog
 from pushdemo.topics.pattern import Reference
 
@@ -62,7 +62,7 @@ def main(port: int, rate: float, clients: int, told: str, *, io_uring: bool) -> 
     catalog = app.registry["pushdemo.topics"]
     threading.Thread(target=publish, args=(catalog, references, rate), daemon=True).start()
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for every request that had to wait
-    Server(app, listen=f"127.0.0.1:{port}", threads=4, io_uring=io_uring).run()
+    serve(app, listen=f"127.0.0.1:{port}", threads=4, io_uring=io_uring)
 
 
 if __name__ == "__main__":
