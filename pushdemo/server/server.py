@@ -208,6 +208,7 @@ class Listener:
         reception.held_back = True  # first: a worker that sees no crowd from here on wakes the loop
         for _ in range(min(_SERVED, len(arrived))):
             if reception.crowded:
+                self.pause = min(self.pause, _AGAIN)  # not all that waits for a thread tells when it has had one
                 return
             each = arrived.popleft()
             channel = each if isinstance(each, ParkingChannel) else self._channel(each)

@@ -25,7 +25,7 @@ class Dispatcher(ThreadedTaskDispatcher):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop: int | None = None  # the thread that calls `wake` soon; it alone sets this
+        self._loop: int | None = None  # the server's loop, while it is in `together`; that thread alone sets this
 
     def add_task(self, task: object) -> None:
         """Have a thread call `task.service()`. Any thread may ask."""
