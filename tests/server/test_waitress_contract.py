@@ -120,6 +120,9 @@ class Idle(WSGITask):
         (ThreadedTaskDispatcher.shutdown, ["self", "cancel_pending", "timeout"]),
         (BaseWSGIServer.add_task, ["self", "task"]),
         (BaseWSGIServer.pull_trigger, ["self"]),
+        (BaseWSGIServer.fix_addr, ["self", "addr"]),
+        (BaseWSGIServer.set_socket_options, ["self", "conn"]),
+        (BaseWSGIServer.readable, ["self"]),
         (asbool, ["s"]),
     ],
 )
@@ -147,6 +150,7 @@ def test_the_settings_that_are_read_are_there() -> None:
     assert settings.asyncore_use_poll is False
     assert settings.outbuf_high_watermark == 16_777_216
     assert settings.channel_request_lookahead == 0
+    assert settings.recv_bytes == 8192
 
 
 def test_an_unknown_setting_is_a_value_error() -> None:
@@ -193,6 +197,43 @@ def test_the_application_is_looked_up_for_each_request_with_its_proxy_headers_se
         assert seen == ["outermost", "10.1.2.3"]
 
 
+def test_a_listener_accepts_as_its_socket_does() -> None:
+    with served() as running, socket.create_connection(running.client.getpeername()) as client:
+        sock, address = running.server.socket.accept()
+        with sock:
+            assert running.server.fix_addr(sock.getpeername()) == address == client.getsockname()
+            running.server.set_socket_options(sock)
+            channel = HTTPChannel(running.server, sock, address, running.server.adj, map=running.map)
+            assert channel.addr == address
+            assert not sock.getblocking()
+            channel.handle_close()
+
+
+def test_a_thread_looks_into_the_queue_before_it_waits_and_takes_tasks_as_they_came() -> None:
+    """Those that were put there without a word, too, once it is told of any."""
+    dispatcher, done = ThreadedTaskDispatcher(), list[int]()
+    over = threading.Event()
+
+    class Noted:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def service(self) -> None:
+            done.append(self.number)
+            if self.number == 3:
+                over.set()
+
+    dispatcher.set_thread_count(1)
+    wait_until(lambda: dispatcher.active_count == 0)
+    for number in (1, 2, 3):
+        dispatcher.queue.append(Noted(number))
+    with dispatcher.lock:
+        dispatcher.queue_cv.notify(1)
+    assert over.wait(PATIENCE)
+    assert done == [1, 2, 3]
+    dispatcher.shutdown()
+
+
 def test_a_pulled_trigger_wakes_the_loop_from_any_thread() -> None:
     with served() as running:
         threading.Thread(target=running.server.pull_trigger).start()
@@ -206,14 +247,6 @@ def test_a_listener_that_does_not_accept_is_not_polled() -> None:
         running.server.accepting = False
         assert not running.server.readable()
         assert not running.server.writable()
-
-
-def test_an_accept_that_finds_nobody_is_passed_over() -> None:
-    with served() as running, socket.create_connection(running.server.socket.getsockname()):
-        channels = len(running.server.active_channels)
-        running.server.accept = lambda: None
-        running.turn()
-        assert len(running.server.active_channels) == channels
 
 
 def test_a_listener_closes_without_its_trigger() -> None:
