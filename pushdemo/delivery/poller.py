@@ -27,7 +27,10 @@ class _Kernel(Protocol):
 
 
 class Poller:
-    """Reports events of sockets, for as long as they are ready for them (level-triggered); up to `most` at a time."""
+    """Reports events of sockets, for as long as they are ready for them (level-triggered).
+
+    Of many, epoll reports up to `most` at a time.
+    """
 
     def __init__(self, most: int = 1_000) -> None:
         self._most = most
@@ -47,7 +50,7 @@ class Poller:
     def unwatch(self, fd: int) -> None:
         """Report nothing of a socket any more, if anything was reported. To be called before it is closed."""
         if self._wanted.pop(fd, 0):
-            with suppress(OSError):  # it is closed
+            with suppress(OSError, ValueError):  # it is closed
                 self._kernel.unregister(fd)
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
@@ -75,16 +78,18 @@ class _Selector:
         self._selector.register(fd, _translated(events))
 
     def modify(self, fd: int, events: int, /) -> None:
-        self._selector.modify(fd, _translated(events))
+        # Not its `modify`, which does nothing where the events are the same: the number may be another socket's by now.
+        self.unregister(fd)
+        self.register(fd, events)
 
     def unregister(self, fd: int, /) -> None:
-        with suppress(KeyError):
+        with suppress(KeyError, OSError):
             self._selector.unregister(fd)
 
-    def poll(self, timeout: float | None, maxevents: int, /) -> list[tuple[int, int]]:
+    def poll(self, timeout: float | None, _maxevents: int, /) -> list[tuple[int, int]]:
         return [
             (key.fd, (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0))
-            for key, events in self._selector.select(timeout)[:maxevents]
+            for key, events in self._selector.select(timeout)
         ]
 
     def close(self) -> None:

@@ -57,19 +57,24 @@ _PROBES = 6
 _BETWEEN_PROBES = 5  # seconds
 
 
-INHERITED = sys.platform == "linux"  # whether connections have the options of the socket that they were accepted from
-
-
 def keep_alive(sock: socket.socket) -> None:
     """Have the kernel end a connection whose client has vanished while nothing was sent.
 
-    Of a listening socket: each that is accepted from now on, where options are `INHERITED`.
+    On Linux a listening socket hands this on to those who connect from then on.
     """
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("IDLE", KEEP_ALIVE), ("INTVL", _BETWEEN_PROBES), ("CNT", _PROBES)):
         if (option := getattr(socket, f"TCP_KEEP{name}", None)) is not None:
             _set(sock, option, value)
+
+
+def is_kept_alive(sock: socket.socket) -> bool:
+    """Whether `keep_alive` has been called for it, or for the socket that it was accepted from."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    except OSError:
+        return False
 
 
 def closing(sock: socket.socket) -> bool:

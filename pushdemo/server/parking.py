@@ -43,7 +43,7 @@ from waitress.task import WSGITask
 
 from pushdemo.delivery.poller import READ, WRITE
 from pushdemo.delivery.subscription import LongPoll, Subscription
-from pushdemo.delivery.tcp import INHERITED, keep_alive, never_give_up
+from pushdemo.delivery.tcp import is_kept_alive, keep_alive, never_give_up
 from pushdemo.server.loop import ALL
 from pushdemo.server.offer import Park, Postponed, Turn
 from pushdemo.server.reception import Reception
@@ -128,7 +128,8 @@ class ParkingTask(WSGITask):
         """Write the headers and the first bytes of the body with one `send`, or leave them to the hub."""
         if self.channel.gives_up and self.park.parked is None:
             self.channel.gives_up = False
-            never_give_up(self.channel.socket)  # this one may be a download that its reader pauses
+            if (sock := self.channel.socket) is not None:  # the client may have left
+                never_give_up(sock)  # this may be a download that its reader pauses
         if self.wrote_header or len(data) > _TOGETHER:
             super().write(data)
             return
@@ -222,7 +223,7 @@ class ParkingChannel(HTTPChannel):
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
         super().__init__(server, sock, addr, server.adj, map=server.map)
-        if not INHERITED:
+        if not is_kept_alive(sock):
             keep_alive(sock)
 
     # -- any thread

@@ -46,10 +46,18 @@ class End:
         return self._at - time.monotonic()
 
 
+class Accepted:
+    """Sockets of all listeners that were accepted and are no channel yet. The loop's."""
+
+    number = 0
+
+
 class Reception:
     """What the channels of a listener know as their server: all that waitress's own code asks of one, and our parts."""
 
-    def __init__(self, listener: BaseWSGIServer, hub: Hub, workers: Workers, loop: Loop, end: End) -> None:
+    def __init__(
+        self, listener: BaseWSGIServer, hub: Hub, workers: Workers, loop: Loop, end: End, accepted: Accepted
+    ) -> None:
         self.adj = listener.adj
         self.application = listener.application
         self.effective_port = listener.effective_port
@@ -65,9 +73,9 @@ class Reception:
         self.loop = loop
         self.end = end
         # Who has yet to have a first request read, the first that came first: sockets that were accepted, and those
-        # connections whose request came later. The loop's, as is the number of the sockets.
+        # connections whose request came later. The loop's.
         self.arrived: deque[Any] = deque()
-        self.accepted = 0
+        self.accepted = accepted
         self.receive = Receiver(self.adj.recv_bytes)  # the loop's
         self.held_back = False  # nobody of them is read from, since so many wait for a thread; any thread
         self._second = 0  # see `headers`; any thread, roughly: one that loses makes its headers anew
@@ -90,7 +98,7 @@ class Reception:
     @property
     def connections(self) -> int:
         """How many there are, those that have just been accepted among them, and listeners."""
-        return len(self.map) + self.accepted
+        return len(self.map) + self.accepted.number
 
     @property
     def crowded(self) -> bool:

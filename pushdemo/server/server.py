@@ -31,7 +31,7 @@ from pushdemo.server.bursts import bounded
 from pushdemo.server.loop import Loop
 from pushdemo.server.offer import Application, outermost
 from pushdemo.server.parking import ParkingChannel
-from pushdemo.server.reception import End, Reception
+from pushdemo.server.reception import Accepted, End, Reception
 from pushdemo.server.workers import Dispatcher, Workers
 
 log = logging.getLogger("pushdemo")
@@ -41,6 +41,7 @@ _PAUSE = 1.0  # seconds before the next connection is accepted, where the proces
 _ACCEPTED = 256  # connections that are accepted between two looks at the others
 _SERVED = 64  # of those, how many are read from
 _OTHER_FILES = 200  # open files that are no connections: listening sockets, logs, what the application opens
+_RESERVED = 100  # open files that are left to the application, whoever may come at once
 _FEWEST = 100  # connections, however few files there may be: waitress's own limit
 _CROWD = 0.9  # of the connections that there may be; from there on, those that wait for a request are closed
 _IDLE = 1.0  # seconds without a byte after which a connection may be closed in a crowd
@@ -73,8 +74,9 @@ class Server:
         self._loop = Loop(self._dispatcher.together)
         self._workers = workers = Workers(self._dispatcher, max(1, self._adj.threads - 1))
         listeners = [entry for entry in self._map.values() if isinstance(entry, BaseWSGIServer)]
+        accepted = Accepted()
         self._listeners = [
-            Listener(each, Reception(each, self.hub, workers, self._loop, self._end)) for each in listeners
+            Listener(each, Reception(each, self.hub, workers, self._loop, self._end, accepted)) for each in listeners
         ]
         self._ticked = 0.0  # when `_tick` last looked at the queue; the loop's
         self._handlers: dict[int, Any] = {}  # those of signals that ours stand for, while it runs in the main thread
@@ -175,6 +177,7 @@ class Listener:
         self._listener = listener
         self._reception = reception
         keep_alive(listener.socket)
+        self._files = _open_files() - _RESERVED
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
         self._accepts = False
         self.pause = 0.0  # for how many seconds the loop may sleep
@@ -219,7 +222,7 @@ class Listener:
             self.pause = 0.0
 
     def _channel(self, sock: socket.socket) -> ParkingChannel | None:
-        self._reception.accepted -= 1
+        self._reception.accepted.number -= 1
         try:
             self._listener.set_socket_options(sock)
             address = self._listener.fix_addr(sock.getpeername())
@@ -236,7 +239,7 @@ class Listener:
 
     def _close_idle(self, since: float) -> None:
         for channel in list(self.channels.values()):
-            if not channel.requests and channel.last_activity < since:
+            if not channel.requests and not channel.queued and channel.last_activity < since:
                 channel.handle_close()
 
     def _make_room(self) -> None:
@@ -276,7 +279,10 @@ class Listener:
                 self._paused = time.monotonic() + _PAUSE
             return False
         self._reception.arrived.append(sock)
-        self._reception.accepted += 1
+        self._reception.accepted.number += 1
+        if self._reception.crowded and sock.fileno() >= self._files:  # so many are open: numbers are given lowest first
+            self._paused = time.monotonic() + _AGAIN
+            return False
         return True
 
     def close(self) -> None:

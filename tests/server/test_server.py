@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waitress.channel import ClientDisconnected
 
 from pushdemo.delivery import sending, tcp
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.server import Server, parking
 from pushdemo.server import server as server_module
-from pushdemo.server.parking import ParkingChannel, ParkingTask
+from pushdemo.server.parking import ParkingChannel, ParkingRequest, ParkingTask
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import sse
 from tests.fixtureapps import newsroom
@@ -1046,7 +1047,7 @@ def test_who_has_arrived_and_left_again_holds_nobody_up() -> None:
         go_on.set()
         for client in clients[:20] + clients[80:]:
             assert client.response()[2] == b"here"
-        wait_until(lambda: not reception.arrived and not reception.accepted)
+        wait_until(lambda: not reception.arrived and not reception.accepted.number)
         wait_until(lambda: len(server._map) <= 45)
 
 
@@ -1068,6 +1069,90 @@ def test_who_has_arrived_is_closed_when_the_server_stops() -> None:
         for client in clients[50:]:
             with suppress(ConnectionError):
                 assert client.sock.recv(100) == b""
+
+
+@contextmanager
+def crowded(**settings: Any) -> Iterator[tuple[Server, threading.Event]]:
+    """A server with one thread, for which so many wait that nobody new is read from, until the event is set."""
+    go_on = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert environ["PATH_INFO"] != "/slow" or go_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    with serving(app, threads=1, backlog=500, **settings) as server, ExitStack() as stack:
+        stack.callback(go_on.set)
+        early = stack.enter_context(Client(port_of(server)))
+        wait_until(lambda: server._listeners[0].channels)
+        for _ in range(17):
+            stack.enter_context(Client(port_of(server))).get("/slow")
+        wait_until(lambda: server._listeners[0]._reception.crowded)
+        early.get("/early")
+        wait_until(lambda: server._listeners[0]._reception.arrived)
+        yield server, go_on
+        go_on.set()
+        assert early.response()[2] == b"/early"
+
+
+def test_who_waits_for_a_turn_is_not_taken_for_idle() -> None:
+    with crowded() as (server, _):
+        (listener,) = server._listeners
+        listener._listener.adj.channel_timeout = listener._listener.adj.cleanup_interval = 0
+        listener._cleanup = 0.0
+        wait_until(lambda: listener._cleanup)
+
+
+def test_a_limit_of_connections_is_one_for_all_listeners() -> None:
+    with serving(lambda *_: [], listen="127.0.0.1:0 127.0.0.1:0", threads=1, connection_limit=30) as server:
+        one, other = (listener._reception for listener in server._listeners)
+        before = one.connections
+        one.accepted.number += 5
+        assert other.connections == before + 5
+        one.accepted.number -= 5
+
+
+def test_a_crowd_leaves_files_to_the_application() -> None:
+    with crowded() as (server, go_on), ExitStack() as stack:
+        (listener,) = server._listeners
+        with socket.socket() as newest:
+            listener._files = newest.fileno() + 40
+        clients = [stack.enter_context(Client(port_of(server))).get("/new") for _ in range(60)]
+        reception = listener._reception
+        wait_until(lambda: listener._paused)
+        highest = max(each.fileno() for each in reception.arrived if isinstance(each, socket.socket))
+        assert highest < listener._files + 40, "few more at each attempt"
+        go_on.set()
+        for client in clients:
+            assert client.response()[2] == b"/new"
+
+
+def test_connections_that_waited_before_the_server_began_are_kept_alive_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, Client(listening.getsockname()[1]) as client:
+        with serving(lambda *_: [], sockets=[listening]) as server:
+            channels = server._listeners[0].channels
+            wait_until(lambda: channels)
+            (channel,) = channels.values()
+            assert channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert client.sock.recv(10) == b""
+
+
+def test_a_client_that_leaves_while_its_page_is_made_after_a_poll_is_no_error(
+    site: Newsroom, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site.client() as client:
+        site.poll(client)
+        site.news.publish("a")
+        client.response()
+        (channel,) = [each for each in site.server._map.values() if isinstance(each, ParkingChannel)]
+        assert channel.gives_up
+        task = ParkingTask(channel, ParkingRequest(channel.adj))
+        sock, channel.socket = channel.socket, None
+        channel.connected, task.complete = False, True
+        with pytest.raises(ClientDisconnected):
+            task.write(b"page")
+        channel.socket = sock
+    assert caplog.records == []
 
 
 def test_a_connection_ends_when_its_client_has_vanished_though_nothing_is_sent() -> None:
