@@ -93,7 +93,7 @@ def test_a_row_has_one_clock_and_a_badge_that_says_how_old_the_cached_data_is(ch
         row = "return [...document.querySelectorAll('#container > li')].map(li => [...li.querySelectorAll(%r)].map(%s))"
         times = chrome.execute_script(row % ("time", "e => [e.textContent, e.dateTime]"))
         assert all(datetime.fromisoformat(text) == datetime.fromisoformat(iso) for ((text, iso),) in times)
-        assert len({text for ((text, _),) in times}) == len(times), "each is visibly new"
+        assert len({text for ((text, _),) in times}) > 1, "new ones are visibly new, unless the machine was held up"
         badges = [
             badge for ((badge,),) in chrome.execute_script(row % (".tag.cached, .tag.fresh", "e => [e.textContent]"))
         ]

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
+from tests.fixtureapps.shop.models import make_tables
 from tests.redis.support import RedisServer, redis_server
 from tests.support import PATIENCE, ROOT, Client, pserve, wait_until
 
@@ -79,6 +81,9 @@ def settings(folder: Path, redis: RedisServer) -> dict[str, str]:
 def gunicorn(folder: Path, redis: RedisServer, stack: ExitStack) -> Iterator[int]:
     """Four workers, each with its own application."""
     pytest.importorskip("gunicorn", reason="gunicorn is missing: pip install gunicorn")
+    engine = create_engine(settings(folder, redis)["sqlalchemy.url"])
+    make_tables(engine)
+    engine.dispose()
     (folder / "shop_of_four.py").write_text(
         f"from tests.fixtureapps import work\napplication = work.main({{}}, **{settings(folder, redis)!r})\n"
     )

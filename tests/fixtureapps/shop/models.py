@@ -7,7 +7,7 @@ from typing import Any
 import zope.sqlalchemy
 from pyramid.config import Configurator
 from pyramid.request import Request
-from sqlalchemy import engine_from_config
+from sqlalchemy import Engine, engine_from_config
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -30,6 +30,14 @@ class Item(Base):
 FIRST = {"bread": 3, "butter": 5, "jam": 4}  # prices by name
 
 
+def make_tables(engine: Engine) -> None:
+    """Make what there is not. Of several processes that begin at once, one is to do it before."""
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        if not session.query(Item).count():
+            session.add_all(Item(name=name, price=price) for name, price in FIRST.items())
+
+
 def includeme(config: Configurator) -> None:
     """Add `request.dbsession` and `request.tm`, and make the tables where there are none."""
     settings = config.get_settings()
@@ -38,11 +46,8 @@ def includeme(config: Configurator) -> None:
     config.include("pyramid_retry")
     # A connection is closed when the transaction ends, so that no test leaves one to the collector.
     engine = engine_from_config(settings, poolclass=NullPool)
-    Base.metadata.create_all(engine)
     factory = sessionmaker(bind=engine)
-    with factory.begin() as session:
-        if not session.query(Item).count():
-            session.add_all(Item(name=name, price=price) for name, price in FIRST.items())
+    make_tables(engine)
     config.registry["dbsession_factory"] = factory
 
     def dbsession(request: Request) -> Session:
