@@ -963,126 +963,95 @@ def test_nothing_is_logged_about_clients_that_come_and_go(site: Newsroom, caplog
 # -- arriving
 
 
-def test_a_page_on_a_kept_connection_does_not_wait_for_all_who_come() -> None:
+class Slow:
+    """An application with the path /slow, which takes until `go_on` is set. `came` counts requests that are served."""
+
+    def __init__(self) -> None:
+        self.came, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        self.came.release()
+        assert environ["PATH_INFO"] != "/slow" or self.go_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    def wait_for_one(self) -> None:
+        assert self.came.acquire(timeout=PATIENCE)
+
+    def served(self) -> int:
+        """How many have come that nobody has waited for."""
+        count = 0
+        while self.came.acquire(blocking=False):
+            count += 1
+        return count
+
+
+@pytest.mark.parametrize("sent", ["at once", "when all are connected"])
+def test_a_page_on_a_kept_connection_does_not_wait_for_all_who_come(sent: str) -> None:
     """All are accepted, and few are read from."""
-    came, go_on = threading.Semaphore(0), threading.Event()
-
-    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        came.release()
-        if environ["PATH_INFO"] == "/slow":
-            assert go_on.wait(PATIENCE)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [environ["PATH_INFO"].encode()]
-
+    slow = Slow()
     with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
+        stack.callback(slow.go_on.set)
+        (reception,) = [listener._reception for listener in server._listeners]
         kept = stack.enter_context(Client(port_of(server)))
         assert kept.get("/kept").response()[2] == b"/kept"
-        assert came.acquire(timeout=PATIENCE)
-        clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(200)]
-        assert came.acquire(timeout=PATIENCE)
-        (reception,) = [listener._reception for listener in server._listeners]
-        wait_until(lambda: reception.connections > 200)
-        assert len(server._map) < 60
-        assert len(reception.arrived) > 140
-        kept.get("/kept")
-        go_on.set()
-        assert kept.response()[2] == b"/kept"
-        served = 0
-        while came.acquire(blocking=False):
-            served += 1
-        assert served < 150, "all the others came first"
-        for client in clients:
-            assert client.response()[2] == b"/slow"
-
-
-def test_who_has_come_and_asks_later_does_not_stand_before_a_kept_connection() -> None:
-    """Clients connect first, and send their requests together."""
-    came, go_on = threading.Semaphore(0), threading.Event()
-
-    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        came.release()
-        if environ["PATH_INFO"] == "/slow":
-            assert go_on.wait(PATIENCE)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [environ["PATH_INFO"].encode()]
-
-    with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
-        kept = stack.enter_context(Client(port_of(server)))
-        assert kept.get("/kept").response()[2] == b"/kept"
-        assert came.acquire(timeout=PATIENCE)
-        clients = [stack.enter_context(Client(port_of(server))) for _ in range(200)]
-        wait_until(lambda: len(server._map) > 200)
-        for client in clients:
-            client.get("/slow")
-        assert came.acquire(timeout=PATIENCE)
-        (reception,) = [listener._reception for listener in server._listeners]
+        slow.wait_for_one()
+        clients = []
+        for _ in range(200):
+            client = stack.enter_context(Client(port_of(server)))
+            clients.append(client if sent == "when all are connected" else client.get("/slow"))
+        if sent == "when all are connected":
+            wait_until(lambda: len(server._map) > 200)
+            for client in clients:
+                client.get("/slow")
+        slow.wait_for_one()
         wait_until(lambda: len(reception.arrived) > 140)
-        assert reception.connections < 210, "nobody is counted twice"
+        assert 200 < reception.connections < 210, "nobody is counted twice"
         kept.get("/kept")
-        go_on.set()
+        slow.go_on.set()
         assert kept.response()[2] == b"/kept"
-        served = 0
-        while came.acquire(blocking=False):
-            served += 1
-        assert served < 150, "all the others came first"
+        assert slow.served() < 150, "all the others came first"
         for client in clients:
             assert client.response()[2] == b"/slow"
         wait_until(lambda: not reception.arrived)
 
 
 def test_who_has_arrived_and_left_again_holds_nobody_up() -> None:
-    go_on = threading.Event()
-
-    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        assert environ["PATH_INFO"] != "/slow" or go_on.wait(PATIENCE)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [b"here"]
-
+    slow = Slow()
     with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
+        stack.callback(slow.go_on.set)
         (reception,) = [listener._reception for listener in server._listeners]
         clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(100)]
         wait_until(lambda: len(reception.arrived) > 60)
         for number, client in enumerate(clients[20:80]):
             (reset if number % 2 else socket.socket.close)(client.sock)
-        go_on.set()
+        slow.go_on.set()
         for client in clients[:20] + clients[80:]:
-            assert client.response()[2] == b"here"
+            assert client.response()[2] == b"/slow"
         wait_until(lambda: not reception.arrived and not reception.accepted.number)
         wait_until(lambda: len(server._map) <= 45)
 
 
 def test_who_has_arrived_is_closed_when_the_server_stops() -> None:
-    go_on, began = threading.Event(), threading.Event()
-
-    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        began.set()
-        assert go_on.wait(PATIENCE)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [b"late"]
-
+    slow = Slow()
     with ExitStack() as stack:
+        stack.callback(slow.go_on.set)
         with serving(slow, threads=1, backlog=500) as server:
             clients = [stack.enter_context(Client(port_of(server))).get("/slow") for _ in range(100)]
             (reception,) = [listener._reception for listener in server._listeners]
             wait_until(lambda: len(reception.arrived) > 60)
-            threading.Timer(0.2, go_on.set).start()
+            threading.Timer(0.2, slow.go_on.set).start()
         for client in clients[50:]:
             with suppress(ConnectionError):
                 assert client.sock.recv(100) == b""
 
 
 @contextmanager
-def crowded(**settings: Any) -> Iterator[tuple[Server, threading.Event]]:
+def crowded() -> Iterator[tuple[Server, threading.Event]]:
     """A server with one thread, for which so many wait that nobody new is read from, until the event is set."""
-    go_on = threading.Event()
-
-    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        assert environ["PATH_INFO"] != "/slow" or go_on.wait(PATIENCE)
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [environ["PATH_INFO"].encode()]
-
-    with serving(app, threads=1, backlog=500, **settings) as server, ExitStack() as stack:
-        stack.callback(go_on.set)
+    slow = Slow()
+    with serving(slow, threads=1, backlog=500) as server, ExitStack() as stack:
+        stack.callback(slow.go_on.set)
         early = stack.enter_context(Client(port_of(server)))
         wait_until(lambda: server._listeners[0].channels)
         for _ in range(17):
@@ -1090,8 +1059,8 @@ def crowded(**settings: Any) -> Iterator[tuple[Server, threading.Event]]:
         wait_until(lambda: server._listeners[0]._reception.crowded)
         early.get("/early")
         wait_until(lambda: server._listeners[0]._reception.arrived)
-        yield server, go_on
-        go_on.set()
+        yield server, slow.go_on
+        slow.go_on.set()
         assert early.response()[2] == b"/early"
 
 
