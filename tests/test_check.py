@@ -183,6 +183,7 @@ def test_the_last_words_may_come_in_pieces_but_must_come_last(capsys: pytest.Cap
     assert "100 messages" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("pieces", "kind", "silence"),
     [
@@ -247,6 +248,7 @@ def test_what_never_comes_is_held_back_and_is_not_waited_for(
     assert re.search(r"nothing came for 0\.[3-9] s, and the server writes the first bytes", capsys.readouterr().out)
 
 
+@pytest.mark.heavy
 def test_silence_beyond_the_heartbeat_is_held_back(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +310,7 @@ def endless(sock: socket.socket, data: bytes, over: threading.Event, pause: floa
         sock.sendall(data)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize(
     ("opening", "dripped"),
@@ -334,6 +337,7 @@ def test_headers_that_never_end_do_not_outlast_the_deadline(method: str, opening
         assert not any(threads(name) for name in ("head", "probe-sse"))
 
 
+@pytest.mark.heavy
 def test_a_name_that_does_not_resolve_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(PATIENCE))
@@ -341,6 +345,7 @@ def test_a_name_that_does_not_resolve_in_time_is_given_up(monkeypatch: pytest.Mo
     over.set()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [SSE, MULTIPART])
 @pytest.mark.parametrize(
     ("headers", "body"),

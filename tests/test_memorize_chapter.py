@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import ROOT
 
 CHAPTER = (ROOT / "docs" / "memorize.md").read_text(encoding="utf-8")
 FILE = re.compile(r"^\*\*([\w.]+)\*\*\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.heavy
 def test_the_chapter_s_test_passes(tmp_path: Path) -> None:
     files = dict(FILE.findall(CHAPTER))
     assert files.keys() == {"shop.py", "test_shop.py"}

@@ -160,6 +160,7 @@ def test_a_publisher_made_before_a_fork_works_in_the_child_and_goes_on(
     assert told(topic, 3) == [b"before", b"child", b"parent"]
 
 
+@pytest.mark.heavy
 def test_declarations_are_back_after_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pushdemo.redis.reader.LOOK", 0.1)
     with redis_server(tmp_path) as server:

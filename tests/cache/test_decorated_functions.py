@@ -221,6 +221,7 @@ def test_callables_that_are_no_functions() -> None:
     assert memorize(Source())() == 1
 
 
+@pytest.mark.heavy
 def test_a_type_checker_sees_the_decorated_function_s_signature(tmp_path: Path) -> None:
     api = pytest.importorskip("mypy.api")
     (tmp_path / "typed.py").write_text(

@@ -442,6 +442,7 @@ def test_an_application_that_is_gone_is_no_longer_the_only_one(outside: Any) -> 
     assert outside(rate) == 2
 
 
+@pytest.mark.heavy
 def test_outside_of_several_a_change_is_refused_and_a_computation_is_told_once(
     outside: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -468,6 +469,7 @@ def test_outside_of_several_a_change_is_refused_and_a_computation_is_told_once(
     assert outside(rate) == 1, "the process's own value"
 
 
+@pytest.mark.heavy
 def test_an_application_that_only_the_collector_keeps_is_none_of_several(outside: Any) -> None:
     class Held:
         """What holds itself, as an application's registry does."""

@@ -298,6 +298,7 @@ def typed(value: Any) -> Any:
     return f"{name}({value + 0.0!r})" if isinstance(value, float) else f"{name}({value!r})"
 
 
+@pytest.mark.heavy
 @settings(deadline=None)
 @given(VALUES, VALUES)
 def test_keys_are_equal_where_types_and_values_are(one: Any, other: Any) -> None:

@@ -317,6 +317,7 @@ def test_a_message_right_before_the_end_is_lost_on_nobody(harness: Harness, look
     assert topic.clients == 0
 
 
+@pytest.mark.heavy
 def test_a_client_that_has_left_is_forgotten_without_a_collection(harness: Harness) -> None:
     topic = news()
     gc.collect()

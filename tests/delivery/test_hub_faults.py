@@ -263,6 +263,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("error", [ValueError("on purpose"), SystemExit(3)], ids=["error", "exit"])
 @pytest.mark.parametrize(("of", "step"), STEPS, ids=[f"{of.__name__}.{step}" for of, step in STEPS])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

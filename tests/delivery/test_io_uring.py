@@ -225,6 +225,7 @@ def test_a_kernel_that_forbids_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         Ring()
 
 
+@pytest.mark.heavy
 def test_a_kernel_that_would_wait_for_a_full_socket_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "_FLAGS", socket.MSG_NOSIGNAL)
     before = descriptors()
@@ -233,6 +234,7 @@ def test_a_kernel_that_would_wait_for_a_full_socket_is_an_error(monkeypatch: pyt
     assert descriptors() == before
 
 
+@pytest.mark.heavy
 def test_a_closed_ring_leaves_no_descriptor_behind() -> None:
     before = descriptors()
     for _ in range(10):

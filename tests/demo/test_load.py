@@ -131,6 +131,7 @@ def part(client: Client) -> tuple[dict[str, str], bytes]:
     return fields, client.exactly(int(fields["Content-Length"]))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("query", "width"), [("", WIDE), pytest.param("?width=narrow&v=1", NARROW, marks=pytest.mark.heavy)]
 )

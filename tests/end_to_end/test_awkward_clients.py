@@ -139,6 +139,7 @@ def test_newcomers_who_do_not_read_have_no_copies_of_a_large_message(tmp_path: P
         assert set(temporary_files(process)) <= set(published)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("waiting", [True, False])
 def test_long_polls_share_the_bytes_of_a_large_answer_and_pages_go_on(tmp_path: Path, waiting: bool) -> None:
     size = 20_000_000

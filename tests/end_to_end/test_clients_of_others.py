@@ -117,6 +117,7 @@ def test_fetch_event_source_gets_no_event_whose_data_is_no_json() -> None:
     assert notices["failing"]["last_event_id"] == notices["end"]["last_event_id"] == id
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("package", RESUMING)
 def test_a_client_that_names_its_last_id_in_the_query_misses_nothing(package: str) -> None:
     with pushing({"retry": 0.05}) as site, relay(site.port) as between:

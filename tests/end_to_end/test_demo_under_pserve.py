@@ -262,6 +262,7 @@ def test_a_finished_source_ends_the_stream_with_the_closing_boundary(awkward: Ps
 # -- settings
 
 
+@pytest.mark.heavy
 def test_the_duration_in_the_ini_is_how_long_a_value_is_shown(tmp_path: Path) -> None:
     settings = {"pushdemo.interval": SHORT}
     with pserve(tmp_path, settings | {"pushdemo.memorize.duration": 0}) as running:

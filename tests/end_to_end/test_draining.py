@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end.test_proxies import get
 from tests.readers import Reader
 from tests.support import PATIENCE, Client, pserve, wait_until
@@ -15,6 +17,7 @@ STREAM = "/server/index"
 DRAIN = 1.5  # seconds
 
 
+@pytest.mark.heavy
 def test_a_draining_node_is_not_ready_and_serves_on(tmp_path: Path) -> None:
     with pserve(tmp_path, {"pushdemo.interval": 0.05, "pushdemo.drain": DRAIN}) as node:
         assert get(node.port, "/health/ready")[0] == 200

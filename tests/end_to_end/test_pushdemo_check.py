@@ -71,6 +71,7 @@ def run(url: str, *options: str, seconds: float = 1.2) -> int:
     return check.main([url, "--seconds", str(seconds), *options])
 
 
+@pytest.mark.heavy
 def test_nothing_is_found_where_nothing_is_between(capsys: pytest.CaptureFixture[str]) -> None:
     with site() as url:
         assert run(url, "--heartbeat", "0.5", seconds=2) == check.FINE
@@ -186,6 +187,7 @@ def test_an_address_may_insist_on_a_transport(capsys: pytest.CaptureFixture[str]
     assert re.findall(r"^(\w+): .* (\d+) messages", capsys.readouterr().out, re.M) == [("jsonlines", "1")]
 
 
+@pytest.mark.heavy
 def test_redirections_are_followed_and_headers_are_sent() -> None:
     def push(request: Request) -> Response:
         if request.headers.get("X-Pass") != "let: me in":

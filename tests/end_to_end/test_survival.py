@@ -365,6 +365,7 @@ def test_a_process_without_files_left_goes_on_when_there_are_some_again(tmp_path
 # -- publishers
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 40))])
 def test_publishing_from_any_thread_at_any_time(seed: int) -> None:
     """Before the first client, in hand-overs, in a stop, between two servers: nothing is lost, nothing comes twice."""
@@ -559,6 +560,7 @@ def test_a_reload_ends_streams_cleanly_and_the_next_process_serves(tmp_path: Pat
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.heavy
 def test_this_process_is_left_as_it_was() -> None:
     """The swarms above left no socket to the collector."""
     gc.collect()

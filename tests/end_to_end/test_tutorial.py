@@ -98,6 +98,7 @@ def matches(pattern: str, text: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.strip().split("..."))), text.strip()) is not None
 
 
+@pytest.mark.heavy
 def test_the_tutorial_can_be_followed(tmp_path: Path) -> None:
     in_full = os.environ.get("CI") == "true"
     with reader(tmp_path / "shop") as shop:

@@ -86,6 +86,7 @@ def slow_steps(ini: dict[str, str] | None = None, **settings: Any) -> Iterator[S
 # -- threads
 
 
+@pytest.mark.heavy
 def test_small_requests_for_long_work_leave_a_thread_to_the_pages() -> None:
     app = demo.main(**{"pushdemo.longpoll.timeout": "1"})
     with serving(app, threads=4) as server, ExitStack() as stack:
@@ -128,6 +129,7 @@ def test_a_poll_without_a_turn_waits_unstarted_and_runs_from_the_beginning() -> 
             assert json.loads(client.get(f"/steps?key={clients.index(client)}").response()[2])["content"] == 1
 
 
+@pytest.mark.heavy
 def test_a_poll_for_which_no_turn_comes_in_time_is_refused() -> None:
     with slow_steps({"pushdemo.longpoll.timeout": "0.3"}, threads=2) as site, site.client() as first:
         first.get("/steps?key=1")
@@ -195,6 +197,7 @@ def test_streams_of_generators_share_the_turns_with_polls() -> None:
             stream.until(b'"done"')
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("transport", ["sse", "longpoll"])
 def test_responses_that_a_middleware_iterates_leave_a_thread_to_the_pages(transport: str) -> None:
     app = demo.main()
@@ -292,6 +295,7 @@ def test_a_generator_that_exits_ends_its_own_stream_alone() -> None:
 # -- what the system refuses
 
 
+@pytest.mark.heavy
 def test_a_server_without_threads_says_so_and_serves_when_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     app = app_with()
     start = threading.Thread.start
@@ -439,6 +443,7 @@ def test_a_full_server_says_so_in_the_production_log(tmp_path: Path) -> None:
 # -- the log
 
 
+@pytest.mark.heavy
 def test_a_burst_of_requests_is_one_line_of_log_a_second(caplog: pytest.LogCaptureFixture) -> None:
     """With the highest figure, and what it means."""
 
@@ -618,6 +623,7 @@ def test_a_child_that_outlives_the_server_keeps_neither_its_port_nor_its_clients
             os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.heavy
 def test_forks_while_publishing_lose_and_repeat_nothing() -> None:
     app = app_with(history="100000")
     topic = app.registry["pushdemo.topics"]["news"]

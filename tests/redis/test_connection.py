@@ -114,6 +114,7 @@ def test_after_a_drop_connections_in_use_are_closed_when_they_are_given_back() -
     assert fresh.is_connected
 
 
+@pytest.mark.heavy
 def test_a_node_that_does_nothing_keeps_two_connections(fragile: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pushdemo.redis.pool.SPARE", 0.2)
     node = Node(fragile.url, namespace())
@@ -193,6 +194,7 @@ def test_a_cluster_is_refused_by_name_with_what_would_do(scheme: str) -> None:
 # -- readiness
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -234,6 +236,7 @@ def test_a_database_that_there_is_not_and_a_wrong_password_are_refusals(server: 
         node.close()
 
 
+@pytest.mark.heavy
 def test_a_node_of_a_cluster_is_refused_by_name(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--cluster-enabled", "yes") as server:
         began = time.monotonic()
@@ -244,6 +247,7 @@ def test_a_node_of_a_cluster_is_refused_by_name(tmp_path: Path) -> None:
         node.close()
 
 
+@pytest.mark.heavy
 def test_ready_says_why(fragile: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pushdemo.redis.reader.LOOK", 0.2)
     from pushdemo.demo import main

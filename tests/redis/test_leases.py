@@ -373,6 +373,7 @@ def pair(fragile: RedisServer) -> Iterator[list[Member]]:
         node.close()
 
 
+@pytest.mark.heavy
 def test_while_redis_is_gone_the_source_rests_and_then_goes_on(fragile: RedisServer, pair: list[Member]) -> None:
     first, second = pair
     fragile.kill()

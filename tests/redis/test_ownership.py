@@ -160,6 +160,7 @@ def test_a_session_that_has_ended_is_still_its_process_s(here: Process, there: P
     assert here.sessions.take(OWNER, None, after=0).state == "done"
 
 
+@pytest.mark.heavy
 def test_a_deletion_reaches_the_process_that_has_the_session(here: Process, there: Process) -> None:
     here.poll()
     assert not there.sessions.forget(OWNER)
@@ -168,6 +169,7 @@ def test_a_deletion_reaches_the_process_that_has_the_session(here: Process, ther
     assert wait_until(lambda: here.poll(1) == 410)
 
 
+@pytest.mark.heavy
 def test_who_begins_anew_after_a_deletion_is_left_alone(
     here: Process, there: Process, make: Callable[..., Process]
 ) -> None:
@@ -184,6 +186,7 @@ def test_a_deletion_of_nothing_leaves_nothing(here: Process, redis: RedisServer)
     assert not keys(redis, here)
 
 
+@pytest.mark.heavy
 def test_what_is_kept_is_renewed_for_as_long_as_it_lives(here: Process, there: Process, redis: RedisServer) -> None:
     here.poll()
     (key,) = keys(redis, here)
@@ -219,6 +222,7 @@ def test_a_redis_that_has_forgotten_everything_is_told_again(here: Process, ther
     assert here.poll(1) == ("2",)
 
 
+@pytest.mark.heavy
 def test_while_redis_is_away_each_process_is_for_itself(tmp_path: Path, make: Callable[..., Process]) -> None:
     with redis_server(tmp_path) as own:
         here, there = make(own.url), make(own.url)

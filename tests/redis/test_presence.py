@@ -38,6 +38,7 @@ def nodes(redis: RedisServer, request: pytest.FixtureRequest) -> Iterator[list[t
         yield [stack.enter_context(node(redis, f"n{abs(hash(request.node.name))}")) for _ in range(2)]
 
 
+@pytest.mark.heavy
 def test_listeners_are_counted_on_all_nodes(nodes: list[tuple[Server, TestApp]]) -> None:
     (one, _), (other, app) = nodes
     readers = [listen(one, "sse", "/push?room=a"), listen(one, "jsonlines", "/push?room=a")]
@@ -51,6 +52,7 @@ def test_listeners_are_counted_on_all_nodes(nodes: list[tuple[Server, TestApp]])
     wait_until(lambda: app.get("/count?room=a").json == 0, EXPIRY + BUSY, "nobody")
 
 
+@pytest.mark.heavy
 def test_a_node_that_dies_is_counted_no_more(redis: RedisServer) -> None:
     with node(redis, "dies") as (_, app), ExitStack() as stack:
         one, _ = stack.enter_context(node(redis, "dies"))
@@ -60,6 +62,7 @@ def test_a_node_that_dies_is_counted_no_more(redis: RedisServer) -> None:
         wait_until(lambda: app.get("/count?room=a").json == 0, EXPIRY + BUSY, "the end of the node's figures")
 
 
+@pytest.mark.heavy
 def test_an_order_reaches_the_clients_of_other_nodes(nodes: list[tuple[Server, TestApp]]) -> None:
     (one, _), (_, app) = nodes
     with listen(one, "sse", "/push?room=a", "ann") as ann, listen(one, "sse", "/push?room=a", "bob") as bob:
@@ -71,6 +74,7 @@ def test_an_order_reaches_the_clients_of_other_nodes(nodes: list[tuple[Server, T
         assert until_end(bob) < WITHIN + BUSY
 
 
+@pytest.mark.heavy
 def test_an_order_that_was_given_while_a_node_was_cut_off_is_carried_out(
     redis: RedisServer, nodes: list[tuple[Server, TestApp]]
 ) -> None:

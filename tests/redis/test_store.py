@@ -546,6 +546,7 @@ def test_after_a_flush_values_are_computed_again_and_shared_again(fragile: Machi
     assert on(fragile.node(), counted, 1)[0] == 2
 
 
+@pytest.mark.heavy
 def test_nothing_is_left_of_values_that_are_of_no_more_use(fragile: Machine) -> None:
     here = fragile.node(functions={counted.name: {"duration": 0.05}})
     on(here, counted, 1)
@@ -887,6 +888,7 @@ def test_a_child_has_the_locks_of_the_connection_anew(machine: Machine) -> None:
         assert held.answer() == 1
 
 
+@pytest.mark.heavy
 def test_a_claim_that_is_dropped_ends_with_its_lease(machine: Machine) -> None:
     machine.node(), machine.node()
     here, there = (backend.store(counted.name, 8, time.monotonic) for backend in machine.backends)
@@ -938,6 +940,7 @@ backend.close()
 """
 
 
+@pytest.mark.heavy
 def test_interrupts_leave_no_key_locked(machine: Machine) -> None:
     command = [sys.executable, "-c", INTERRUPTED, machine.server.url, machine.space]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -273,6 +273,7 @@ def test_clients_of_two_topics_on_one_connection_resume_on_another_node(cluster:
 # -- what goes wrong
 
 
+@pytest.mark.heavy
 def test_after_a_flush_every_client_is_told_of_a_reset_and_goes_on(
     fragile: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +374,7 @@ def test_a_notice_that_comes_right_before_a_message_of_ones_own_is_not_passed_ov
     assert entries(other, before) == ["(failing)", "b"]
 
 
+@pytest.mark.heavy
 def test_the_end_of_the_connection_that_hears_the_news_is_no_trouble(
     fragile: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -419,6 +421,7 @@ def test_news_that_were_lost_are_made_up_for_by_the_next(cluster: Cluster, monke
     assert entries(here) == ["a", "b", "(failing)", "c", "(failing)", "(failing)", "(failing)"]
 
 
+@pytest.mark.heavy
 def test_news_that_were_lost_are_made_up_for_by_a_look(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_reader, "LOOK", 0.1)
     here = cluster.node()
@@ -441,6 +444,7 @@ def test_a_new_life_is_news(fragile: Cluster, monkeypatch: pytest.MonkeyPatch) -
     assert entries(here, before) == ["(reset)", "b"]
 
 
+@pytest.mark.heavy
 def test_a_new_life_in_which_nothing_has_been_said_is_told(fragile: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_reader, "LOOK", 0.1)
     here, told = fragile.node(), threading.Event()
@@ -526,6 +530,7 @@ def test_while_redis_is_gone_the_reader_tries_it_with_a_rest_in_between(
     assert tried[5] - tried[0] >= 5 * 0.09
 
 
+@pytest.mark.heavy
 def test_a_silent_reader_asks_redis_once_a_second_whether_it_is_there(fragile: Cluster) -> None:
     client = fragile.server.client
     fragile.node()
@@ -618,6 +623,7 @@ def there_is_trouble(cluster: Cluster) -> bool:
     return any(node.backend.trouble for node in cluster.nodes)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("durable", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_a_redis_killed_and_restarted(tmp_path: Path, durable: bool, caplog: pytest.LogCaptureFixture) -> None:
     with redis_server(tmp_path, durable=durable) as server:
@@ -664,6 +670,7 @@ def lasting(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.mark.heavy
 def test_clients_of_a_node_that_is_cut_off_are_told_once_and_so_is_the_end_of_it(lasting: RedisServer) -> None:
     server = lasting
     node = Node(server.url, namespace(), stale=0.3)
@@ -684,6 +691,7 @@ def test_clients_of_a_node_that_is_cut_off_are_told_once_and_so_is_the_end_of_it
     node.close()
 
 
+@pytest.mark.heavy
 def test_a_short_absence_is_not_worth_telling(lasting: RedisServer) -> None:
     server = lasting
     node = Node(server.url, namespace(), stale=3600.0)
@@ -728,6 +736,7 @@ def test_an_answer_from_before_redis_went_is_not_taken_for_its_return(server: Re
     link.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("harm", "repair", "error"),
     [

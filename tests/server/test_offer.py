@@ -167,6 +167,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_place_is_lost_whatever_becomes_of_the_body(
@@ -312,6 +313,7 @@ def test_a_stream_that_was_compressed_although_it_forbids_that_is_said_once(capl
 # -- what others wrap bodies in
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("monitor", "parked"),
     [

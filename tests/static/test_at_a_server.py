@@ -35,6 +35,7 @@ def subscribe(client: tuple[Engine, str], port: int, **options: object) -> Watch
     return engine.subscribe(f"http://127.0.0.1:{port}/push", transport=transport, text=["news"], **options)
 
 
+@pytest.mark.heavy
 def test_each_topic_is_resumed_after_its_own_last_message(client: tuple[Engine, str], served: Pushing) -> None:
     news, figures = served.topics["news"], served.topics["figures"]
     watch = subscribe(client, served.port)
@@ -56,6 +57,7 @@ def test_each_topic_is_resumed_after_its_own_last_message(client: tuple[Engine, 
     again.close()
 
 
+@pytest.mark.heavy
 def test_a_topic_without_a_message_is_not_begun_anew_when_the_connection_is_lost(client: tuple[Engine, str]) -> None:
     with pushing(INI, **TOPICS) as served:
         port = served.port
@@ -73,6 +75,7 @@ def test_a_topic_without_a_message_is_not_begun_anew_when_the_connection_is_lost
         watch.close()
 
 
+@pytest.mark.heavy
 def test_the_end_of_all_topics_is_the_end(client: tuple[Engine, str], served: Pushing) -> None:
     watch = subscribe(client, served.port)
     watch.state("live")
@@ -83,6 +86,7 @@ def test_the_end_of_all_topics_is_the_end(client: tuple[Engine, str], served: Pu
     watch.state("ended")
 
 
+@pytest.mark.heavy
 def test_a_state_is_loaded_before_the_stream_and_again_after_a_restart(client: tuple[Engine, str]) -> None:
     with pushing(INI, news={}) as served:
         port, news = served.port, served.topics["news"]
@@ -100,6 +104,7 @@ def test_a_state_is_loaded_before_the_stream_and_again_after_a_restart(client: t
         watch.close()
 
 
+@pytest.mark.heavy
 def test_an_event_bears_the_name_that_its_publisher_has_given_it(client: tuple[Engine, str], served: Pushing) -> None:
     watch = subscribe(client, served.port, events=["price"], named=True)
     watch.state("live")

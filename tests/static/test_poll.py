@@ -100,6 +100,7 @@ def test_a_refusal_without_a_reason_is_its_status(node: Node, wire: Wire) -> Non
     assert watch.first("error") == {"name": "Refusal", "message": "the server answered 404", "status": 404, "count": 0}
 
 
+@pytest.mark.heavy
 def test_it_waits_at_least_as_long_as_the_server_says(node: Node, wire: Wire) -> None:
     busy = refusal(503, "full", Retry_After="1")
     watch = node.do("poll", url=wire.on("/busy", busy, answers(DONE), never), options={"key": "k"})

@@ -210,6 +210,7 @@ CODES = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("code", CODES)
 def test_what_it_waits_for_has_a_code(node: Node, wire: Wire, code: str) -> None:
     watch = node.subscribe(wire.on(f"/code-{code}", *CODES[code], says("multipart", FORM.end)))

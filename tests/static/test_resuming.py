@@ -14,6 +14,7 @@ from tests.static.scripts import HARD, never, numbered, refuses, says
 from tests.static.wire import Exchange, Wire
 
 
+@pytest.mark.heavy
 def test_nothing_is_missed_or_repeated_over_broken_connections(stream: tuple[Engine, str], wire: Wire) -> None:
     engine, transport = stream
     count = 100
@@ -55,6 +56,7 @@ def test_what_a_reset_says_is_where_the_next_connection_goes_on(stream: tuple[En
     assert (watch.ids, watch.resets) == (["e-2"], 1)
 
 
+@pytest.mark.heavy
 def test_a_reset_that_has_not_come_whole_is_not_gone_on_behind(stream: tuple[Engine, str], wire: Wire) -> None:
     """Else the next connection would go on behind a gap that the page was never told of."""
     engine, transport = stream
@@ -78,6 +80,7 @@ def test_the_pause_grows_while_nobody_answers(node: Node, wire: Wire) -> None:
     watch.close()
 
 
+@pytest.mark.heavy
 def test_after_503_it_waits_as_long_as_the_server_says(engine: Engine, wire: Wire) -> None:
     full = refuses(503, "all 10 places are taken", Retry_After="1")
     url = wire.on("/full", full, says("multipart", STREAMS["multipart"].end))

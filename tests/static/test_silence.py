@@ -12,6 +12,7 @@ from tests.static.wire import Exchange, Wire
 SSE = {"ids": "topic"}  # what an EventSource asks for: each event has its topic's own id
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("transport", ["multipart", "jsonlines", "sse"])
 def test_a_stream_that_brings_no_byte_gives_way_to_long_polls(
     request: pytest.FixtureRequest, wire: Wire, transport: str
@@ -77,6 +78,7 @@ def test_an_event_source_comes_back_with_its_last_event_id(chromium: Browser, wi
     assert [state["state"] for state in watch.states] == ["connecting", "live", "waiting", "live", "ended"]
 
 
+@pytest.mark.heavy
 def test_an_event_source_that_fails_twice_is_made_again_behind_the_last_message(chromium: Browser, wire: Wire) -> None:
     form = STREAMS["sse"]
     going = says("sse", form.message(HARD[0]), form.retry(1))
@@ -121,6 +123,7 @@ def test_an_event_source_whose_messages_are_held_back_gives_way_to_long_polls(ch
     assert [state["transport"] for state in watch.states if state["fallback"]] == ["longpoll"] * 3
 
 
+@pytest.mark.heavy
 def test_a_stream_that_was_well_for_long_is_not_given_up_at_its_next_silence(node: Node, wire: Wire) -> None:
     form = STREAMS["multipart"]
 
@@ -146,6 +149,7 @@ def test_a_server_that_answers_polls_at_once_with_nothing_is_not_asked_without_r
     assert waiting["retry"] >= 500
 
 
+@pytest.mark.heavy
 def test_an_event_source_that_brings_messages_is_not_asked_after(chromium: Browser, wire: Wire) -> None:
     form = STREAMS["sse"]
 

@@ -182,6 +182,7 @@ def assert_whole(watch: Watch) -> None:
     assert got == list(range(got[0], got[-1] + 1))
 
 
+@pytest.mark.heavy
 def test_eight_tabs_have_one_connection_whichever_of_them_are_closed(
     open_tab: Callable[[], Tab], topic: Topic, url: str
 ) -> None:
@@ -288,6 +289,7 @@ def test_what_came_between_a_tabs_beginning_and_the_leaders_is_not_missed(
     assert numbers(leader) == [7]
 
 
+@pytest.mark.heavy
 def test_each_tab_is_told_of_a_reset_and_loads_its_own_state(
     open_tab: Callable[[], Tab], topic: Topic, url: str
 ) -> None:
@@ -306,6 +308,7 @@ def test_each_tab_is_told_of_a_reset_and_loads_its_own_state(
     assert (late.ids, topic.polls) == (["ex-7"], 0)
 
 
+@pytest.mark.heavy
 def test_another_user_and_another_topic_have_connections_of_their_own(
     open_tab: Callable[[], Tab], topic: Topic, url: str
 ) -> None:

@@ -29,6 +29,7 @@ def test_each_topic_goes_on_after_its_own_last_message(stream: tuple[Engine, str
     assert ids(watch.messages[-1]["lastEventId"]) == {"news:e-1", "figures:f-9"}
 
 
+@pytest.mark.heavy
 def test_a_reset_says_where_all_topics_go_on(stream: tuple[Engine, str], wire: Wire) -> None:
     engine, transport = stream
     form = STREAMS[transport]

@@ -36,6 +36,7 @@ def run(command: list[str], folder: Path) -> str:
     return ended.stdout
 
 
+@pytest.mark.heavy
 def test_the_types_are_those_of_the_comments(tsc: list[str], tmp_path: Path) -> None:
     """They are made by this command; `push.d.ts` and `poll.d.ts` are then copied to pushdemo/static."""
     source = shutil.copytree(STATIC, tmp_path / "source", ignore=shutil.ignore_patterns("*.d.ts"))
@@ -45,6 +46,7 @@ def test_the_types_are_those_of_the_comments(tsc: list[str], tmp_path: Path) -> 
         assert (STATIC / name).read_text() == (tmp_path / "types" / name).read_text(), name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("module", "resolution"), [("nodenext", "nodenext"), ("esnext", "bundler")])
 def test_a_strict_page_compiles_and_its_mistakes_do_not(
     tsc: list[str], tmp_path: Path, module: str, resolution: str

@@ -396,6 +396,7 @@ def test_the_source_of_a_pattern_is_called_with_its_values(sourced: Catalog) -> 
     assert [set(after(price, 0)) for price in prices] == [{"ABC"}, {"X/Y"}]
 
 
+@pytest.mark.heavy
 def test_a_topic_is_forgotten_by_the_pool_with_its_producer_and_its_threads(sourced: Catalog) -> None:
     price = sourced.open(topic("price.{symbol}", symbol="ABC"))
     price.join()

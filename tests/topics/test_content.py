@@ -90,6 +90,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.heavy
 @given(JSON_VALUES)
 def test_any_json_value_comes_back(value: Any) -> None:
     body = content.body("application/json", value)

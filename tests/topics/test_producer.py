@@ -763,6 +763,7 @@ def test_a_source_that_never_returns_or_that_raises_leaves_the_others_alone(capl
     close(made)
 
 
+@pytest.mark.heavy
 def test_sources_that_pace_themselves_have_threads_up_to_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     pool, go_on = SourcePool(limit=2), threading.Event()
 

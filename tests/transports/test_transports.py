@@ -157,6 +157,7 @@ def test_text_of_any_size_comes_whole(site: Pushing, news: Topic, transport: str
 # -- no gap and no repeat
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("times", [250, pytest.param(1_000, marks=pytest.mark.heavy)])
 def test_nothing_is_missed_or_repeated_over_reconnects(site: Pushing, transport: str, times: int) -> None:
     """A client that is cut off at any byte, and knows no more than the id of the last message that it has whole."""

@@ -104,6 +104,7 @@ def lines(client: Client) -> list[Any]:
     return [json.loads(line) for line in b"".join(chunks).splitlines()]
 
 
+@pytest.mark.heavy
 def test_the_client_comes_back_with_its_last_id_and_the_view_decides(port: int, views: Views) -> None:
     began = time.monotonic()
     with Client(port) as client:
@@ -134,6 +135,7 @@ def test_a_generator_that_takes_its_time_holds_no_stream_open(port: int, views: 
     assert told[-1]["state"] == "done"
 
 
+@pytest.mark.heavy
 def test_the_ini_says_when_streams_of_generators_end(views: Views) -> None:
     @json_yield
     def endless(request: Request) -> Iterator[int]:

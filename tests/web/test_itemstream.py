@@ -231,6 +231,7 @@ def test_a_stream_goes_on_behind_the_id_by_whatever_name(port: int, views: Gener
     assert [item["id"] for item in items if "id" in item] == ["3"]
 
 
+@pytest.mark.heavy
 def test_memorized_functions_use_the_applications_values_in_whatever_thread(
     app: Router, port: int, views: Generators
 ) -> None:
@@ -247,6 +248,7 @@ def test_memorized_functions_use_the_applications_values_in_whatever_thread(
     assert (info.misses, info.hits) == (1, 4), "each call, also those in `finally`"
 
 
+@pytest.mark.heavy
 def test_the_generator_runs_only_as_fast_as_the_client_reads(port: int, views: Generators) -> None:
     with Client(port) as client:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
@@ -394,6 +396,7 @@ def test_who_waits_for_the_end_of_a_stream_is_told_and_the_place_is_given_back(a
     assert told[-1] == "late"
 
 
+@pytest.mark.heavy
 def test_a_stream_that_nobody_iterates_gives_its_place_back(app: Router) -> None:
     clients = app.registry["pushdemo.clients"]
     response = Request.blank("/slow?key=b&transport=sse").get_response(app)

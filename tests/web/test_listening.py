@@ -115,6 +115,7 @@ def is_open(reader: Reader) -> bool:
         reader.client.sock.settimeout(PATIENCE)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_stream_ends_in_time_and_never_late(site: tuple[Server, TestApp], transport: str) -> None:
     server, app = site
@@ -134,11 +135,13 @@ def test_the_time_is_up_to_a_tenth_early_at_random_and_not_late() -> None:
     assert max(ends) - min(ends) > 5
 
 
+@pytest.mark.heavy
 def test_the_ini_says_when_all_streams_end() -> None:
     with running(**{"streams.expire": 1}) as (server, _), listen(server, "sse", "/news") as reader:
         assert until_end(reader) < 1 + BUSY
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_owners_streams_end_at_once_and_others_go_on(site: tuple[Server, TestApp], transport: str) -> None:
     server, app = site
@@ -180,6 +183,7 @@ def test_an_order_is_for_a_topic_for_all_of_a_pattern_and_for_an_owner_in_it(
         reader.leave()
 
 
+@pytest.mark.heavy
 def test_who_comes_back_after_the_order_stays(site: tuple[Server, TestApp]) -> None:
     server, app = site
     with listen(server, "sse", "/push?room=a", "ann") as reader:

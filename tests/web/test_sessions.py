@@ -934,6 +934,7 @@ def test_polls_sweeps_closes_and_a_shutdown_at_once_close_every_generator_once(
     wait_until(lambda: not sweepers())
 
 
+@pytest.mark.heavy
 def test_ten_thousand_abandoned_sessions_leave_nothing(make: Callable[..., Sessions], clock: Clock) -> None:
     sessions, source = make(limit=10_000), Source()
     generators: weakref.WeakSet[Items] = weakref.WeakSet()
@@ -958,6 +959,7 @@ def test_ten_thousand_abandoned_sessions_leave_nothing(make: Callable[..., Sessi
     assert not sweeper.is_alive()
 
 
+@pytest.mark.heavy
 def test_an_idle_session_takes_at_most_two_kilobytes_beyond_its_generator(make: Callable[..., Sessions]) -> None:
     sessions, source = make(limit=1000), Source()
     generators: list[Items] = []
