@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -33,6 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def _threads_before() -> None:
     """What `threads` of support.py leaves out. It comes first: other fixtures of a test start threads."""
     note_threads()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected sockets, ours non-blocking."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
 
 
 def pytest_report_header() -> str:

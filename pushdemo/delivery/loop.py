@@ -54,9 +54,9 @@ class Loop:
         self.clock = clock
         self._name = name
         self._io_uring = io_uring
-        self._calls: deque[Callable[[], None]] = deque()  # any thread appends
+        self._calls: deque[Callable[[], None]] = deque()  # any thread appends; once it has finished, any thread takes
         self._awake = False  # any thread; true while the loop will look into the queues without being woken
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # held to change the two below; any thread reads them
         self._thread: threading.Thread | None = None
         self._finished = False
         self._lacking = False  # the log knows that a thread cannot be started; under the lock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -18,14 +17,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param == "python":
         for name in ("send_raw", "_receive", "_accept"):
             monkeypatch.setattr(held, name, lambda *_: FAILED)
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
 
 
 def test_bytes_are_sent_and_read(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -22,14 +22,6 @@ def poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     found.close()
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
-
-
 def test_what_is_wanted_is_reported(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     fd = ours.fileno()

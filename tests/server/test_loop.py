@@ -34,13 +34,6 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
-
-
 def test_the_events_that_are_watched_are_reported_and_no_others(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
