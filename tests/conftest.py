@@ -32,9 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _threads_before() -> None:
-    """What `threads` of support.py leaves out. It comes first: other fixtures of a test start threads."""
+def _threads_before() -> Iterator[None]:
+    """What `threads` of support.py leaves out, and nodes at Redis end with their test, whatever has become of that.
+
+    It comes first: other fixtures of a test start threads.
+    """
     note_threads()
+    yield
+    if (support := sys.modules.get("tests.redis.support")) is not None:  # it is there where redis-server is
+        for node in list(support.Node.open):
+            node.close()
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
+        self._open = threading.Event()  # clear while it is cut
+        self._open.set()
         self._lock = threading.Lock()  # guards the ends
         self._ends: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -25,6 +27,7 @@ class Relay:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self._open.wait()
                 far = socket.create_connection(("127.0.0.1", self._target))
                 with self._lock:
                     self._ends += [near, far]
@@ -42,8 +45,17 @@ class Relay:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def cut(self) -> None:
-        """End all connections of this moment."""
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """End all connections, and have new ones wait until this is over."""
+        self._open.clear()
+        try:
+            self._end_all()
+            yield
+        finally:
+            self._open.set()
+
+    def _end_all(self) -> None:
         with self._lock:
             ends, self._ends = self._ends, []
         for end in ends:
@@ -57,7 +69,7 @@ class Relay:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._threads[0].join()
-        self.cut()
+        self._end_all()
         for thread in self._threads:
             thread.join()
 

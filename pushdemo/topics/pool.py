@@ -240,9 +240,11 @@ class SourcePool:
                         self._begun[threading.get_ident()] = now = self.clock()
                         self._say_late(now - call.due)
                         return function
-                self._idle += 1
-                came = self._wanted.wait(_IDLE)
-                self._idle -= 1
+                came = False
+                if self._scheduler is not None:
+                    self._idle += 1
+                    came = self._wanted.wait(_IDLE)
+                    self._idle -= 1
                 if not self._ready and (not came or self._scheduler is None):
                     self._workers -= 1
                     return None

@@ -128,9 +128,9 @@ def test_a_client_that_names_its_last_id_in_the_query_misses_nothing(package: st
             wait_until(lambda: told.data() == ["0"], what="the first message")
             for number in range(1, 6, 2):
                 connections = between.connections
-                between.cut()
-                wait_until(lambda: not news.clients, what="the end of the connection")
-                news.publish(str(number))
+                with between.cut():
+                    wait_until(lambda: not news.clients, what="the end of the connection")
+                    news.publish(str(number))
                 wait_until(lambda before=connections: between.connections > before, what="the next connection")
                 news.publish(str(number + 1))
                 wait_until(lambda last=number + 1: told.data()[-1:] == [str(last)], what="the messages")

@@ -107,9 +107,9 @@ def test_fragments_arrive_in_order_and_none_is_missed_or_repeated_over_a_cut(chr
             publish(running.publish, number)
         wait_until(lambda: shown(chrome) == [1, 2], what="the fragments")
         for number in (3, 5):
-            running.between.cut()
-            wait_until(lambda: not running.topics["orders"].clients)
-            publish(running.publish, number)
-            publish(running.publish, number + 1)
+            with running.between.cut():
+                wait_until(lambda: not running.topics["orders"].clients, what="the end of the connection")
+                publish(running.publish, number)
+                publish(running.publish, number + 1)
             wait_until(lambda last=number + 1: shown(chrome) == list(range(1, last + 1)), what="the rest")
         chrome.get("about:blank")

@@ -245,4 +245,3 @@ def test_a_node_whose_redis_is_a_replica_says_that_every_write_is_refused(pair: 
     pair.replica.client.execute_command("REPLICAOF", "NO", "ONE")
     wait_until(lambda: not node.backend.trouble, what="the end of the trouble")
     assert node.topics["news"].publish("a")
-    node.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.support import PATIENCE, require, wait_until
 
@@ -102,9 +102,12 @@ def namespace() -> str:
 class Node:
     """A node within this process: a backend of its own, with the topics that a test asks it for."""
 
+    open: ClassVar[list[Node]] = []  # that nobody has closed yet
+
     def __init__(self, url: str, space: str, **options: Any) -> None:
         self.backend = RedisBackend(url, space, **options)
         self.topics: dict[str, RedisTopic] = {}
+        self.open.append(self)
 
     def topic(self, name: str = "news", history: int = 100) -> RedisTopic:
         made_at_run_time = {"pattern": "orders.{user}", "lifetime": 60.0} if "~" in name else {}
@@ -123,6 +126,8 @@ class Node:
         return self
 
     def close(self) -> None:
+        if self in self.open:
+            self.open.remove(self)
         for topic in self.topics.values():
             topic.close()
         self.backend.close()

@@ -53,7 +53,6 @@ def test_forty_publishers_share_five_connections(fragile: RedisServer, caplog: p
     assert max(most) <= 5
     assert not node.backend.trouble
     assert not caplog.records
-    node.close()
 
 
 def test_who_finds_no_connection_in_time_is_told_so_and_redis_is_not_to_blame(
@@ -130,7 +129,6 @@ def test_a_node_that_does_nothing_keeps_two_connections(fragile: RedisServer, mo
         return sorted(client["name"] for client in fragile.client.client_list() if client["name"])
 
     wait_until(lambda: names() == ["pushdemo", "pushdemo-reader"], what="two connections")
-    node.close()
 
 
 # -- addresses
@@ -221,7 +219,6 @@ def test_a_node_is_not_ready_where_every_write_is_refused(
     fragile.client.execute_command("CONFIG", "SET", "min-replicas-to-write", "0")
     wait_until(lambda: not node.backend.trouble, what="the end of the trouble")
     assert "takes writes again" in caplog.text
-    node.close()
 
 
 def refusals(node: Node) -> int:
@@ -233,7 +230,6 @@ def test_a_database_that_there_is_not_and_a_wrong_password_are_refusals(server: 
         node = Node(url, namespace())
         node.start()
         assert node.backend.trouble.startswith("Redis refuses the connection (")
-        node.close()
 
 
 @pytest.mark.heavy
@@ -244,7 +240,6 @@ def test_a_node_of_a_cluster_is_refused_by_name(tmp_path: Path) -> None:
         node.start()
         assert "a node of a Redis Cluster, which is not supported" in node.backend.trouble
         assert time.monotonic() - began < PATIENCE
-        node.close()
 
 
 @pytest.mark.heavy
@@ -291,4 +286,3 @@ def test_two_namespaces_share_nothing(server: RedisServer) -> None:
     for node in nodes:
         for key in server.client.keys(f"*{node.backend.namespace}*"):
             assert key.startswith(f"{{{node.backend.namespace}}}:".encode())
-        node.close()

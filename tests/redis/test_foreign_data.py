@@ -190,4 +190,3 @@ def test_a_node_starts_whatever_is_there(tmp_path: Path, kind: str) -> None:
             topic.publish("a")
         wait_until(lambda: entries(topic)[-1:] == ["a"], what="the message")
         assert not node.backend.trouble
-        node.close()

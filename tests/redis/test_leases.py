@@ -487,8 +487,6 @@ def test_a_source_that_ends_ends_the_topic_on_all_nodes_and_is_not_run_again(sha
         wait_until(lambda topic=topic: topic.ended, what="the end")  # type: ignore[misc]
         assert entries(topic, topic.oldest()) == ["a", "b", "c"]
     assert runs == [1]
-    for node in nodes:
-        node.close()
 
 
 def test_a_failing_source_is_told_on_every_node(shared: RedisServer) -> None:
@@ -502,12 +500,11 @@ def test_a_failing_source_is_told_on_every_node(shared: RedisServer) -> None:
         topic = node.topic()
         topic.producer = node.backend.producer(topic, source, 1000.0, around=nullcontext)
         node.start()
-    for node in nodes:
-        node.topics["news"].begin()
-        node.topics["news"].join()
-    for node in nodes:
-        topic = node.topics["news"]
+    topics = [node.topics["news"] for node in nodes]
+    for topic in topics:
+        topic.begin()
+    for topic in topics:  # both know the topic's life before there is anything in it
+        topic.join()
+    for topic in topics:
         wait_until(lambda topic=topic: topic.head, what="the notice")  # type: ignore[misc]
         assert entries(topic) == ["(failing)"]
-    for node in nodes:
-        node.close()

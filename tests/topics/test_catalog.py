@@ -405,7 +405,7 @@ def test_a_topic_is_forgotten_by_the_pool_with_its_producer_and_its_threads(sour
     memory = weakref.ref(price)
     del price
     wait_until(lambda: not len(sourced), what="the end of the lifetime")
-    wait_until(lambda: not gc.collect() and memory() is None, what="the end of the topic")
+    wait_until(lambda: (gc.collect(), memory())[1] is None, what="the end of the topic")
     assert not sourced.pool.busy
 
 

@@ -691,8 +691,8 @@ def test_all_sessions_of_a_user_end_and_no_others(sessions: Sessions) -> None:
     sessions.take(owner("over", user="ann"), Source(last=0))
     assert sessions.forget_user("ann") == 3
     assert sessions.forget_user("ann") == 0
-    wait_until(lambda: len(anns.closed_in) == 2)
-    assert sessions.info() == {"open": 2, "ended": 0, "waiting": 0}
+    wait_until(lambda: sessions.info() == {"open": 2, "ended": 0, "waiting": 0}, what="the end of two")
+    assert len(anns.closed_in) == 2
     assert others.closed_in == []
 
 
