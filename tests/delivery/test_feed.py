@@ -16,7 +16,7 @@ from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import Names, jsonlines, sse
 from tests.delivery.support import PACE, SMALL, Harness, Reply, assert_idle, contents, line, news, read, reset, rest
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, SOON, wait_until
 
 # -- streams
 
@@ -169,7 +169,7 @@ def test_a_client_that_leaves_is_noticed_without_a_message(harness: Harness, by:
         client.shutdown(socket.SHUT_WR)
     else:
         client.close()
-    wait_until(lambda: harness.released, timeout=1.0)
+    wait_until(lambda: harness.released, timeout=SOON)
     harness.settle()
     topic.publish("a")
     harness.settle()
@@ -185,7 +185,7 @@ def test_a_client_that_is_behind_and_resets_its_connection_is_let_go(harness: Ha
     read(other, line(text))
     harness.settle()
     reset(client)
-    wait_until(lambda: harness.released == ["behind"], timeout=1.0)
+    wait_until(lambda: harness.released == ["behind"], timeout=SOON)
     assert topic.clients == 1
     assert_idle(harness)
 
@@ -198,7 +198,7 @@ def test_a_client_that_resets_its_connection_before_its_first_bytes_are_taken_is
     harness.hub.stream(ours, subscription, chunked=False, unsent=b"x" * 1_000_000)
     harness.settle()
     reset(theirs)
-    wait_until(lambda: harness.released == ["client"], timeout=1.0)
+    wait_until(lambda: harness.released == ["client"], timeout=SOON)
     assert_idle(harness)
 
 

@@ -14,7 +14,7 @@ from pushdemo.delivery.subscription import LongPoll
 from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from tests.delivery.support import PACE, SMALL, Harness, Reply, assert_idle, news, read, reset
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, SOON, wait_until
 
 # -- long polls
 
@@ -52,7 +52,7 @@ def test_a_poll_whose_client_closes_its_side_is_answered_and_given_back(
     client, reply = harness.poll(topic)
     harness.settle()
     leave(client)
-    assert reply.over.wait(1.0)
+    assert reply.over.wait(SOON)
     assert (reply.rest, reply.left) == (b"", False)
     assert harness.released == ["poll"]
     if client.fileno() >= 0:
@@ -67,7 +67,7 @@ def test_a_poll_whose_client_resets_is_forgotten(harness: Harness) -> None:
     client, reply = harness.poll(topic)
     harness.settle()
     reset(client)
-    assert reply.over.wait(1.0)
+    assert reply.over.wait(SOON)
     assert reply.left
     assert harness.released == ["poll"]
 
@@ -173,7 +173,7 @@ def test_a_poll_whose_client_resets_before_it_has_the_response_before_is_forgott
     harness.hub.poll(ours, poll, reply, unsent=b"x" * 1_000_000)
     harness.settle()
     reset(theirs)
-    assert reply.over.wait(1.0)
+    assert reply.over.wait(SOON)
     assert reply.left
     assert harness.released == ["poll"]
     assert topic.clients == 0

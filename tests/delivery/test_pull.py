@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.delivery.support import PACE, SMALL, Harness, Slow, assert_idle, in_a_thread, reset, rest
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, SOON, wait_until
 
 # -- clients that pull
 
@@ -30,7 +30,7 @@ def test_who_pulls_and_resets_its_connection_before_it_has_read_all_is_let_go(ha
     harness.hub.pull(ours, body, chunked=False, unsent=b"x" * 1_000_000, run=in_a_thread)
     harness.settle()
     reset(theirs)
-    wait_until(lambda: body.closed, timeout=1.0)
+    wait_until(lambda: body.closed, timeout=SOON)
     assert not body.asked.is_set()
     assert_idle(harness)
     assert len(body.closed) == 1
@@ -86,7 +86,7 @@ def test_who_leaves_while_the_next_bytes_are_made_is_noticed_and_closed_when_the
     harness.hub.pull(ours, body, chunked=True, unsent=b"", run=in_a_thread)
     assert body.asked.wait(PATIENCE)
     theirs.close()
-    wait_until(lambda: ours.fileno() < 0, timeout=1.0)
+    wait_until(lambda: ours.fileno() < 0, timeout=SOON)
     body.due.set()
     wait_until(lambda: body.closed)
     harness.settle()

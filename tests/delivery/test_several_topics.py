@@ -15,7 +15,7 @@ from pushdemo.topics.message import Message
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import jsonlines, multipart
 from tests.delivery.support import PACE, SMALL, Harness, assert_idle, contents, read, reset, rest
-from tests.support import PATIENCE, at_once, wait_until
+from tests.support import PATIENCE, SOON, at_once, wait_until
 
 
 def topic(name: str, **options: Any) -> Topic:
@@ -191,7 +191,7 @@ def test_a_client_that_leaves_leaves_all_its_topics(harness: Harness) -> None:
     gone, stays = harness.stream([a, b], name="gone"), harness.stream([a, b], name="stays")
     harness.settle()
     reset(gone)
-    wait_until(lambda: harness.released == ["gone"], timeout=1.0)
+    wait_until(lambda: harness.released == ["gone"], timeout=SOON)
     assert (a.clients, b.clients) == (1, 1)
     a.publish("1")
     b.publish("2")

