@@ -13,6 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pushdemo.demo import main
+from pushdemo.demo.rooms import Rate
 from tests.fixtureapps import hostile
 from tests.support import chromium, port_of, require, serving, wait_until
 
@@ -60,13 +61,15 @@ def chrome() -> Iterator[Any]:
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    with serving(main()) as server:
+    app = main()
+    app.registry["pushdemo.demo.rate"] = Rate(clock=lambda: 0.0)  # a slow browser is allowed no more than a fast one
+    with serving(app) as server:
         yield f"http://127.0.0.1:{port_of(server)}"
 
 
 @pytest.fixture
 def enter(chrome: Any, site: str) -> Iterator[Callable[[str], Window]]:
-    """Opens a window in a room; all are closed in the end."""
+    """Opens a window in a room; all but the first are closed in the end, and that one is empty again."""
     chrome.get_log("browser")
     yield lambda room: Window(chrome, site, room)
     first, *others = chrome.window_handles
@@ -74,6 +77,7 @@ def enter(chrome: Any, site: str) -> Iterator[Callable[[str], Window]]:
         chrome.switch_to.window(handle)
         chrome.close()
     chrome.switch_to.window(first)
+    chrome.get("about:blank")
 
 
 def test_each_room_hears_its_own_and_says_how_many_are_there(enter: Callable[[str], Window], chrome: Any) -> None:
