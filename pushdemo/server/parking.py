@@ -43,7 +43,7 @@ from waitress.task import WSGITask
 
 from pushdemo.delivery.poller import READ, WRITE
 from pushdemo.delivery.subscription import LongPoll, Subscription
-from pushdemo.delivery.tcp import is_kept_alive, keep_alive, never_give_up
+from pushdemo.delivery.tcp import never_give_up
 from pushdemo.server.loop import ALL
 from pushdemo.server.offer import Park, Postponed, Turn
 from pushdemo.server.reception import Reception
@@ -223,8 +223,6 @@ class ParkingChannel(HTTPChannel):
 
     def __init__(self, server: Reception, sock: Any, addr: Any) -> None:
         super().__init__(server, sock, addr, server.adj, map=server.map)
-        if not is_kept_alive(sock):
-            keep_alive(sock)
 
     # -- any thread
 

@@ -176,7 +176,8 @@ class Listener:
     def __init__(self, listener: BaseWSGIServer, reception: Reception) -> None:
         self._listener = listener
         self._reception = reception
-        keep_alive(listener.socket)
+        self._set_options(listener.socket)
+        self._handed_on = False  # whether all who are accepted have these options from the listening socket
         self._files = _open_files() - _RESERVED
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
         self._accepts = False
@@ -224,7 +225,6 @@ class Listener:
     def _channel(self, sock: socket.socket) -> ParkingChannel | None:
         self._reception.accepted.number -= 1
         try:
-            self._listener.set_socket_options(sock)
             address = self._listener.fix_addr(sock.getpeername())
         except OSError:  # the client has left
             sock.close()
@@ -269,7 +269,12 @@ class Listener:
     def _accept(self) -> bool:
         try:
             sock = accept(self._listener.socket)
-        except (BlockingIOError, ConnectionAbortedError):  # there are no more, or the client has left
+            if not self._handed_on:
+                self._set_options(sock)
+        except BlockingIOError:  # there are no more, nor any who came before the listening socket had its options
+            self._handed_on = sys.platform == "linux"
+            return False
+        except ConnectionAbortedError:  # the client has left
             return False
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -284,6 +289,11 @@ class Listener:
             self._paused = time.monotonic() + _AGAIN
             return False
         return True
+
+    def _set_options(self, sock: socket.socket) -> None:
+        keep_alive(sock)
+        with suppress(OSError):  # the client has left
+            self._listener.set_socket_options(sock)
 
     def close(self) -> None:
         """Refuse whoever comes from now on."""

@@ -1108,6 +1108,7 @@ def test_connections_that_waited_before_the_server_began_are_kept_alive_too() ->
             wait_until(lambda: channels)
             (channel,) = channels.values()
             assert channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert client.sock.recv(10) == b""
 
 
@@ -1136,14 +1137,18 @@ def test_a_connection_ends_when_its_client_has_vanished_though_nothing_is_sent()
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"page"]
 
-    with serving(app) as server, Client(port_of(server)) as client:
-        assert client.get("/").response()[2] == b"page"
-        (channel,) = [each for each in server._map.values() if isinstance(each, ParkingChannel)]
-        assert channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        if sys.platform == "linux":
-            assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == tcp.KEEP_ALIVE
-        assert not channel.socket.get_inheritable()
+    with serving(app) as server, ExitStack() as stack:
+        for _ in range(2):  # the first connection is given its options, the second has them from the listening socket
+            client = stack.enter_context(Client(port_of(server)))
+            assert client.get("/").response()[2] == b"page"
+            *_, channel = [each for each in server._map.values() if isinstance(each, ParkingChannel)]
+            assert channel.socket.getpeername() == client.sock.getsockname()
+            assert channel.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            if sys.platform == "linux":
+                assert channel.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == tcp.KEEP_ALIVE
+            assert not channel.socket.get_inheritable()
+        assert server._listeners[0]._handed_on == (sys.platform == "linux")
 
 
 @pytest.mark.parametrize(

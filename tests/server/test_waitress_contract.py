@@ -203,6 +203,7 @@ def test_a_listener_accepts_as_its_socket_does() -> None:
         with sock:
             assert running.server.fix_addr(sock.getpeername()) == address == client.getsockname()
             running.server.set_socket_options(sock)
+            running.server.set_socket_options(running.server.socket)  # which hands them on, on Linux
             channel = HTTPChannel(running.server, sock, address, running.server.adj, map=running.map)
             assert channel.addr == address
             assert not sock.getblocking()
