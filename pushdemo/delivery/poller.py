@@ -11,6 +11,8 @@ import selectors
 from contextlib import suppress
 from typing import Protocol
 
+from pushdemo.delivery.held import Epoll
+
 READ, WRITE = 1, 4  # as epoll's EPOLLIN and EPOLLOUT
 
 _BOTH = READ | WRITE
@@ -34,7 +36,7 @@ class Poller:
 
     def __init__(self, most: int = 1_000) -> None:
         self._most = most
-        self._kernel: _Kernel = select.epoll() if hasattr(select, "epoll") else _Selector()
+        self._kernel: _Kernel = Epoll() if hasattr(select, "epoll") else _Selector()
         self._wanted: dict[int, int] = {}  # by descriptor; also of sockets that were closed without a word
 
     def watch(self, fd: int, events: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
+from pushdemo.delivery.held import send
 from pushdemo.delivery.poller import READ, WRITE, Poller
 
 log = logging.getLogger("pushdemo")
@@ -111,7 +112,7 @@ class Loop:
         if not self._rung:
             self._rung = True
             with suppress(OSError):  # full: it rings already; closed: nobody is there any more
-                self._bell.send(b"!")
+                send(self._bell, b"!")
 
     # -- the loop's own thread
 

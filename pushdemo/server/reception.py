@@ -72,8 +72,8 @@ class Reception:
         self.workers = workers
         self.loop = loop
         self.end = end
-        # Who has yet to have a first request read, the first that came first: sockets that were accepted, and those
-        # connections whose request came later. The loop's.
+        # Who has yet to have a first request read, the first that came first: sockets that were accepted, with their
+        # addresses, and those connections whose request came later. The loop's.
         self.arrived: deque[Any] = deque()
         self.accepted = accepted
         self.receive = Receiver(self.adj.recv_bytes)  # the loop's

@@ -22,7 +22,7 @@ from waitress import wasyncore
 from waitress.adjustments import asbool
 from waitress.server import BaseWSGIServer, create_server
 
-from pushdemo.delivery.held import accept
+from pushdemo.delivery.held import Acceptor
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.poller import READ
 from pushdemo.delivery.tcp import keep_alive
@@ -177,6 +177,7 @@ class Listener:
         self._listener = listener
         self._reception = reception
         self._set_options(listener.socket)
+        self._next = Acceptor(listener.socket)
         self._handed_on = False  # whether all who are accepted have these options from the listening socket
         self._files = _open_files() - _RESERVED
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
@@ -215,21 +216,15 @@ class Listener:
                 self.pause = min(self.pause, _AGAIN)  # not all that waits for a thread tells when it has had one
                 return
             each = arrived.popleft()
-            channel = each if isinstance(each, ParkingChannel) else self._channel(each)
-            if channel is not None:
-                channel.begin()
+            channel = each if isinstance(each, ParkingChannel) else self._channel(*each)
+            channel.begin()
         reception.held_back = False
         if arrived:
             self.pause = 0.0
 
-    def _channel(self, sock: socket.socket) -> ParkingChannel | None:
+    def _channel(self, sock: socket.socket, address: Any) -> ParkingChannel:
         self._reception.accepted.number -= 1
-        try:
-            address = self._listener.fix_addr(sock.getpeername())
-        except OSError:  # the client has left
-            sock.close()
-            return None
-        return ParkingChannel(self._reception, sock, address)
+        return ParkingChannel(self._reception, sock, self._listener.fix_addr(address))
 
     @property
     def _has_room(self) -> bool:
@@ -268,7 +263,7 @@ class Listener:
 
     def _accept(self) -> bool:
         try:
-            sock = accept(self._listener.socket)
+            sock, address = self._next()
             if not self._handed_on:
                 self._set_options(sock)
         except BlockingIOError:  # there are no more, nor any who came before the listening socket had its options
@@ -283,7 +278,7 @@ class Listener:
                 )
                 self._paused = time.monotonic() + _PAUSE
             return False
-        self._reception.arrived.append(sock)
+        self._reception.arrived.append((sock, address))
         self._reception.accepted.number += 1
         if self._reception.crowded and sock.fileno() >= self._files:  # so many are open: numbers are given lowest first
             self._paused = time.monotonic() + _AGAIN
@@ -304,8 +299,8 @@ class Listener:
     def close_arrived(self) -> None:
         """Close the connections that are accepted and no more."""
         for each in self._reception.arrived:
-            if isinstance(each, socket.socket):
-                each.close()
+            if not isinstance(each, ParkingChannel):
+                each[0].close()
         self._reception.arrived.clear()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import threading
 from contextlib import suppress
@@ -9,13 +11,13 @@ from contextlib import suppress
 import pytest
 
 from pushdemo.delivery import held
-from pushdemo.delivery.held import FAILED, Receiver, accept, send
+from pushdemo.delivery.held import FAILED, Acceptor, Epoll, Receiver, send
 
 
 @pytest.fixture(params=["held", "python"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
-        for name in ("send_raw", "_receive", "_accept"):
+        for name in ("send_raw", "_receive", "_accept", "_epoll_ctl"):
             monkeypatch.setattr(held, name, lambda *_: FAILED)
 
 
@@ -59,21 +61,28 @@ def test_connections_are_accepted(family: str, tmp_path: object) -> None:
     with listening, socket.socket(listening.family) as client:
         listening.listen()
         listening.setblocking(False)
+        accept = Acceptor(listening)
         with pytest.raises(BlockingIOError):
-            accept(listening)
+            accept()
         client.connect(listening.getsockname())
-        with accept(listening) as ours:
-            assert ours.family == listening.family
-            assert ours.getpeername() == client.getsockname()
+        ours, address = accept()
+        with ours:
+            assert (ours.family, ours.type) == (listening.family, listening.type)
+            assert address == ours.getpeername() == client.getsockname()
             assert not ours.get_inheritable()
+            with pytest.raises(BlockingIOError):
+                ours.recv(5)
             client.sendall(b"hello")
             assert ours.recv(5) == b"hello"
+            for blocks in (False, True, False):
+                ours.setblocking(blocks)
+                assert ours.getblocking() == os.get_blocking(ours.fileno()) == blocks
 
 
 def test_a_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     ours.close()
-    for call in (lambda: send(ours, b"m"), lambda: Receiver(10)(ours), lambda: accept(ours)):
+    for call in (lambda: send(ours, b"m"), lambda: Receiver(10)(ours), lambda: Acceptor(ours)()):
         with pytest.raises(OSError, match="Bad file descriptor"):
             call()
 
@@ -101,3 +110,25 @@ def test_each_receiver_has_a_buffer_of_its_own(pair: tuple[socket.socket, socket
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
+def test_epoll_is_python_s(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    fd, epoll = ours.fileno(), Epoll()
+    epoll.register(fd, select.EPOLLIN)
+    with pytest.raises(FileExistsError):
+        epoll.register(fd, select.EPOLLIN)
+    assert epoll.poll(0, 10) == []
+    theirs.send(b"a")
+    assert epoll.poll(5, 10) == [(fd, select.EPOLLIN)]
+    epoll.modify(fd, select.EPOLLOUT)
+    assert epoll.poll(5, 10) == [(fd, select.EPOLLOUT)]
+    epoll.unregister(fd)
+    assert epoll.poll(0, 10) == []
+    for call in (lambda: epoll.modify(fd, select.EPOLLIN), lambda: epoll.unregister(fd)):
+        with pytest.raises(FileNotFoundError):
+            call()
+    epoll.close()
+    with pytest.raises(ValueError, match="closed"):
+        epoll.register(fd, select.EPOLLIN)

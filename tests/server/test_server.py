@@ -1094,7 +1094,7 @@ def test_a_crowd_leaves_files_to_the_application() -> None:
         clients = [stack.enter_context(Client(port_of(server))).get("/new") for _ in range(60)]
         reception = listener._reception
         wait_until(lambda: listener._paused)
-        highest = max(each.fileno() for each in reception.arrived if isinstance(each, socket.socket))
+        highest = max(each[0].fileno() for each in reception.arrived if isinstance(each, tuple))
         assert highest < listener._files + 40, "few more at each attempt"
         go_on.set()
         for client in clients:
