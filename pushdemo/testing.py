@@ -260,13 +260,13 @@ def _taken(client: Subscription) -> list[Heard] | None:
 def _heard(client: Subscription, message: Message) -> Heard:
     if message.kind != "message":
         return Heard(message.kind)
-    assert client.transport.encode(message, client.names), "it can be sent"
+    assert client.format.make(message), "it can be sent"
     content: Any = message.body
     if is_json(message.content_type):
         content = json.loads(message.body)
     elif is_text(message.content_type):
         content = message.body.decode()
-    topic = message.topic if client.names else ""
+    topic = message.topic if client.format.names else ""
     return Heard("message", content, message.id, topic, message.event)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pushdemo.delivery.metrics import Tally
@@ -36,11 +37,15 @@ class Cursor:
         ended, head = self.topic.reached()
         return ended and self.position == head
 
-    def take(self) -> tuple[Message | None, bool]:
-        """Go on to the next entry; None where there is none. And whether entries before it have been missed."""
+    def take(self, most: float = math.inf) -> tuple[Message | None, bool]:
+        """Go on to the next entry; None where there is none, or where its body has more than `most` bytes.
+
+        And whether entries before it have been missed.
+        """
         message, gap = self.topic.following(self.position)
-        if message:
-            self.position = message.position
+        if message is None or len(message.body) > most:
+            return None, gap
+        self.position = message.position
         return message, gap
 
 

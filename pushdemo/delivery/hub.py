@@ -85,7 +85,7 @@ class Hub(Loop):
 
     def stream(self, sock: socket.socket, subscription: Subscription, *, chunked: bool, unsent: bytes) -> None:
         """Hold an open subscription; `unsent` is what is still to be written of its response so far."""
-        format = format_of(subscription.transport, subscription.names, _frame(chunked))
+        format = format_of(subscription.transport, subscription.format.names, _frame(chunked))
         if (message := subscription.large_next) is not None:
             format.encode(message)  # here, in the request's thread: the hub's has other clients to serve
 

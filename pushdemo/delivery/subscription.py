@@ -6,6 +6,7 @@ and alone calls it: the worker thread that iterates it, or the server that parke
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,7 @@ class Subscription(_Client):
     `names`: whether and how messages bear their topic's name.
     """
 
-    __slots__ = ("names", "transport")
+    __slots__ = ("format", "transport")
 
     def __init__(
         self,
@@ -232,7 +233,7 @@ class Subscription(_Client):
     ) -> None:
         super().__init__(topics, transport.name, pace, last_event_id, release, right)
         self.transport = transport
-        self.names = names
+        self.format = format_of(transport, names)
 
     def begin(self) -> tuple[tuple[Message, ...], bool]:
         """Join the topics: what comes before anything else, and whether the client is told a reset first."""
@@ -257,10 +258,9 @@ class Subscription(_Client):
             self.cursors[0].tally.wrote(0, resets=1)
         elif len(self.cursors) > 1:
             parts.append(self.transport.notice("begin", self.last_event_id))
-        format = format_of(self.transport, self.names)
-        parts += [format.encode(message) for message in backlog]
+        parts += [self.format.encode(message) for message in backlog]
         size = 0
-        while size < _FIRST and not self.large_next and (data := self.next()) is not None:
+        while size < _FIRST and (data := self.next(LARGE)) is not None:
             parts.append(data)
             size += len(data)
         messages = sum(entry.kind == "message" for entry in backlog)
@@ -276,13 +276,16 @@ class Subscription(_Client):
         message, _ = cursor.topic.following(cursor.position)
         return message if message and len(message.body) > LARGE else None
 
-    def next(self) -> bytes | None:
-        """The bytes of the next entry, or None when the client has them all. A client too far behind gets a reset."""
+    def next(self, most: float = math.inf) -> bytes | None:
+        """The bytes of the next entry; None when the client has them all, or where its body has more than `most`.
+
+        A client too far behind gets a reset.
+        """
         cursor = self._next_cursor()
-        message, reset = cursor.take()
+        message, reset = cursor.take(most)
         if message is None:
             return None
-        data = format_of(self.transport, self.names).encode(message)
+        data = self.format.encode(message)
         if reset:
             data = self.transport.notice("reset", after=cursor.topic.id_at(message.position - 1)) + data
         cursor.tally.wrote(len(data), messages=message.kind == "message", resets=reset or message.kind == "reset")

@@ -186,10 +186,10 @@ def seconds_to_wait() -> int:
 
 
 @contextmanager
-def refusals_counted(request: Request, kind: str) -> Iterator[None]:
-    """Count the requests for a "topic" or a "generator" that are refused in here, by the status of what is raised."""
+def refusals_counted(request: Request) -> Iterator[None]:
+    """Count the requests for a generator that are refused in here, by the status of what is raised."""
     try:
         yield
     except HTTPException as refusal:
-        request.registry["pushdemo.clients"].counters.refused(kind, refusal.code)
+        request.registry["pushdemo.clients"].counters.refused("generator", refusal.code)
         raise

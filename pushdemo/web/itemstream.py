@@ -167,7 +167,7 @@ def asked_for(request: Request) -> StreamTransport | None:
     """The streaming transport that a request for a generator's items asks for; None where it polls."""
     if "transport" not in query_of(request) and not request.accept.acceptable_offers([JSON, *_STREAM_TYPES]):
         return None  # a poll has but one form, and gives it whatever is asked for
-    with refusals_counted(request, "generator"):
+    with refusals_counted(request):
         return STREAMS.get(negotiate(request, "the generator", (JSON,), ("longpoll", *STREAMS)))
 
 
@@ -196,7 +196,7 @@ def respond(
     if transport.name == "sse" and answer.state == "done" and after == answer.given:
         return Response(status=204, headerlist=headers[1:])  # HTML section 9.2.3: it does not come back
     user = None if owner.user is None else str(owner.user)
-    with refusals_counted(request, "generator"):
+    with refusals_counted(request):
         release = admit(request, user)
     keep = request.registry["pushdemo.settings"].history
     right = Right(user, begun(request), ends)

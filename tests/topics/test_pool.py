@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from pushdemo.topics.pool import LATE, SourcePool
-from tests.support import PATIENCE, threads, wait_until
+from tests.support import PATIENCE, SOON, threads, wait_until
 
 
 def running() -> list[threading.Thread]:
@@ -86,6 +86,22 @@ def test_no_thread_is_left_when_nothing_is_to_be_done() -> None:
     pool.call_at(pool.clock(), done.set)
     assert done.wait(PATIENCE)
     wait_until(lambda: not running(), what="the end of the pool's threads")
+
+
+def test_a_worker_that_comes_back_when_the_scheduler_has_ended_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, over = SourcePool(), SourcePool._done
+
+    def late(pool: SourcePool) -> bool:
+        counts = over(pool)
+        wait_until(lambda: pool._scheduler is None, what="the end of the scheduler")
+        return counts
+
+    monkeypatch.setattr(SourcePool, "_done", late)
+    done = threading.Event()
+    pool.call_at(pool.clock(), done.set)
+    assert done.wait(PATIENCE)
+    wait_until(lambda: not running(), SOON, "the end of the worker")
+    assert (pool._workers, pool._idle) == (0, 0)
 
 
 def test_no_more_calls_at_a_time_than_it_has_threads(holds: list[Hold]) -> None:

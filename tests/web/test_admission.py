@@ -95,8 +95,8 @@ def test_a_client_that_holds_a_thread_takes_one_of_those() -> None:
 def test_what_is_refused_is_counted_by_its_status_and_goes_on() -> None:
     asking = request(parked=True)
     for _ in range(2):
-        with pytest.raises(HTTPNotFound), refusals_counted(asking, "generator"):
+        with pytest.raises(HTTPNotFound), refusals_counted(asking):
             raise HTTPNotFound
-    with pytest.raises(KeyError), refusals_counted(asking, "topic"):
+    with pytest.raises(KeyError), refusals_counted(asking):
         raise KeyError
     assert asking.registry["pushdemo.clients"].counters.refusals() == {("generator", 404): 2}
