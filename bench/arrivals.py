@@ -301,6 +301,11 @@ def all_back(pid: int, port: int, options: Any, last_event_id: str, awaited: byt
     kept, new = Crowd(port), Crowd(port)
     asked, times = dict[Crowd, float](), dict[Crowd, list[float]]({kept: [], new: []})
 
+    def served(timeout: float) -> None:
+        for fd in crowd.events(timeout):
+            if awaited in crowd.data[fd]:
+                got.add(fd)
+
     def pages(pages: Crowd) -> None:
         for fd in pages.events(0):
             if whole(pages.data[fd]):
@@ -316,15 +321,15 @@ def all_back(pid: int, port: int, options: Any, last_event_id: str, awaited: byt
         kept.open(PAGE)
         waited(kept, lambda fd: whole(kept.data[fd]), 1)
         before, began = thread_seconds(pid), time.monotonic()
-        for _ in range(options.back):
+        for number in range(options.back):
             crowd.open(request)
+            if number % TOGETHER == 0:
+                served(0)  # a client asks as soon as it is connected
         asked[kept] = asked[new] = time.monotonic()
         kept.ask(next(iter(kept.sockets)), PAGE)
         new.open(PAGE)
         while len(got) < options.back:
-            for fd in crowd.events(0.005):
-                if awaited in crowd.data[fd]:
-                    got.add(fd)
+            served(0.005)
             pages(kept)
             pages(new)
             if time.monotonic() > began + PATIENCE:
