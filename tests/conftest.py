@@ -32,14 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _threads_before() -> Iterator[None]:
-    """What `threads` of support.py leaves out, and nodes at Redis end with their test, whatever has become of that.
+def _bounds() -> Iterator[None]:
+    """Note which threads ran before the test, and close the nodes at Redis that it leaves open.
 
     It comes first: other fixtures of a test start threads.
     """
     note_threads()
     yield
-    if (support := sys.modules.get("tests.redis.support")) is not None:  # it is there where redis-server is
+    if (support := sys.modules.get("tests.redis.support")) is not None:  # a test has imported it
         for node in list(support.Node.open):
             node.close()
 

@@ -96,9 +96,9 @@ class Acceptor:
             sock, address = listening.accept()
             sock.setblocking(False)
             return sock, address
-        return Connection(listening.family, self._type, listening.proto, fd), self._found()
+        return Connection(listening.family, self._type, listening.proto, fd), self._peer()
 
-    def _found(self) -> Any:
+    def _peer(self) -> Any:
         """The address, as Python has it."""
         family = self._listening.family
         if family == socket.AF_INET:

@@ -25,7 +25,7 @@ from waitress.server import BaseWSGIServer, create_server
 from pushdemo.delivery.held import Acceptor
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.poller import READ
-from pushdemo.delivery.tcp import keep_alive
+from pushdemo.delivery.tcp import is_kept_alive, keep_alive
 from pushdemo.forking import call_in_child
 from pushdemo.server.bursts import bounded
 from pushdemo.server.loop import Loop
@@ -178,7 +178,10 @@ class Listener:
         self._reception = reception
         self._set_options(listener.socket)
         self._next = Acceptor(listener.socket)
-        self._handed_on = False  # whether all who are accepted have these options from the listening socket
+        self._emptied = (
+            False  # nobody is left in the kernel's queue who came before the listening socket had its options
+        )
+        self._handed_on = False  # whoever is accepted has them from the listening socket: so it is on Linux
         self._files = _open_files() - _RESERVED
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
         self._accepts = False
@@ -264,12 +267,8 @@ class Listener:
     def _accept(self) -> bool:
         try:
             sock, address = self._next()
-            if not self._handed_on:
-                self._set_options(sock)
-        except BlockingIOError:  # there are no more, nor any who came before the listening socket had its options
-            self._handed_on = sys.platform == "linux"
-            return False
-        except ConnectionAbortedError:  # the client has left
+        except (BlockingIOError, ConnectionAbortedError) as error:  # there are no more, or the client has left
+            self._emptied = self._emptied or isinstance(error, BlockingIOError)
             return False
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -278,12 +277,23 @@ class Listener:
                 )
                 self._paused = time.monotonic() + _PAUSE
             return False
+        if not self._handed_on:
+            self._handed_on = self._emptied and self._has_options(sock)
+            self._set_options(sock)
         self._reception.arrived.append((sock, address))
         self._reception.accepted.number += 1
         if self._reception.crowded and sock.fileno() >= self._files:  # so many are open: numbers are given lowest first
             self._paused = time.monotonic() + _AGAIN
             return False
         return True
+
+    def _has_options(self, sock: socket.socket) -> bool:
+        try:
+            return is_kept_alive(sock) and all(
+                sock.getsockopt(level, name) == value for level, name, value in self._listener.adj.socket_options
+            )
+        except OSError:  # the client has left, or the socket is not TCP
+            return False
 
     def _set_options(self, sock: socket.socket) -> None:
         keep_alive(sock)

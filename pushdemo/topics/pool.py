@@ -230,7 +230,7 @@ class SourcePool:
                 return
 
     def _next(self) -> Callable[[], None] | None:
-        """Wait for the next call; None where none has come for long."""
+        """Wait for the next call; None where none has come for long, or nothing is left to do."""
         with self._lock:
             while True:
                 while self._ready:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import select
 import socket
+import sys
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pushdemo.delivery import held
-from pushdemo.delivery.held import FAILED, Acceptor, Epoll, Receiver, send
+from pushdemo.delivery.held import FAILED, Acceptor, Connection, Epoll, Receiver, send
 
 
 @pytest.fixture(params=["held", "python"], autouse=True)
@@ -132,3 +136,25 @@ def test_epoll_is_python_s(pair: tuple[socket.socket, socket.socket]) -> None:
     epoll.close()
     with pytest.raises(ValueError, match="closed"):
         epoll.register(fd, select.EPOLLIN)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64") or sys.platform != "linux", reason="not everywhere")
+@pytest.mark.parametrize("way", ["held"], indirect=True)
+def test_on_linux_nothing_is_left_to_python(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    number: Any = SimpleNamespace(fileno=ours.fileno)  # that is all that they need of a socket
+    assert send(number, b"m") == 1
+    theirs.send(b"m")
+    assert Receiver(10)(number) == b"m"
+    epoll = Epoll()
+    python = epoll._python
+    epoll._python = SimpleNamespace(fileno=python.fileno)  # type: ignore[assignment]
+    epoll.register(ours.fileno(), select.EPOLLIN)
+    epoll.modify(ours.fileno(), select.EPOLLOUT)
+    assert python.poll(0) == [(ours.fileno(), select.EPOLLOUT)]
+    epoll.unregister(ours.fileno())
+    python.close()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = Acceptor(listening)()
+        with connection:
+            assert isinstance(connection, Connection)

@@ -89,7 +89,7 @@ def slow_steps(ini: dict[str, str] | None = None, **settings: Any) -> Iterator[S
 
 @pytest.mark.heavy
 def test_small_requests_for_long_work_leave_a_thread_to_the_pages() -> None:
-    app = demo.main(**{"pushdemo.longpoll.timeout": "3"})
+    app = demo.main(**{"pushdemo.longpoll.timeout": "6"})
     with serving(app, threads=4) as server, ExitStack() as stack:
         clients = [stack.enter_context(Client(port_of(server))) for _ in range(12)]
         for number, client in enumerate(clients):

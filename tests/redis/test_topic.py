@@ -794,7 +794,8 @@ def test_a_password_is_never_in_the_log(tmp_path: Path, caplog: pytest.LogCaptur
         node.topic()
         with caplog.at_level(logging.DEBUG):
             node.start()
-        assert node.backend.trouble
+            assert node.backend.trouble
+            node.close()
     assert "swordfish" not in caplog.text + repr(node.backend) + node.backend.trouble
 
 

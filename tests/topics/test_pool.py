@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from pushdemo.topics.pool import LATE, SourcePool
-from tests.support import PATIENCE, SOON, threads, wait_until
+from tests.support import PATIENCE, threads, wait_until
 
 
 def running() -> list[threading.Thread]:
@@ -97,10 +97,11 @@ def test_a_worker_that_comes_back_when_the_scheduler_has_ended_ends_too(monkeypa
         return counts
 
     monkeypatch.setattr(SourcePool, "_done", late)
+    monkeypatch.setattr("pushdemo.topics.pool._IDLE", 3600.0)
     done = threading.Event()
     pool.call_at(pool.clock(), done.set)
     assert done.wait(PATIENCE)
-    wait_until(lambda: not running(), SOON, "the end of the worker")
+    wait_until(lambda: not running(), what="the end of the worker")
     assert (pool._workers, pool._idle) == (0, 0)
 
 
