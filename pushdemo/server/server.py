@@ -90,6 +90,9 @@ class Server:
     def run(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT (where this is the main thread), then end everything."""
         with self._signals(), bounded():
+            for host, port in self.addresses:  # now that a signal ends it as it should
+                where = port if host == "unix" else f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                log.info("Serving on %s", where)
             try:
                 while (left := self._end.left()) > 0:
                     with self._dispatcher.together():
@@ -318,10 +321,7 @@ def main(app: Application, global_conf: dict[str, str] | None = None, **settings
     """`[server:main] use = egg:pushdemo`: serve `app` with waitress's settings until told to stop."""
     _raise_open_files()
     _collect_less_often()
-    server = Server(app, **settings)
-    for host, port in server.addresses:
-        log.info("Serving on %s", port if host == "unix" else f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    server.run()
+    Server(app, **settings).run()
     return 0
 
 

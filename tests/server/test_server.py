@@ -869,21 +869,21 @@ def test_who_comes_during_the_stop_is_refused_at_once() -> None:
     ],
     ids=["ipv4", "ipv6", "unix"],
 )
-def test_main_says_where_it_serves_and_opens_as_many_files_as_it_may(
+def test_main_opens_as_many_files_as_it_may_and_says_where_it_serves_when_a_signal_ends_it(
     tmp_path: Path, settings: dict[str, str], said: str
 ) -> None:
     if "unix_socket" in settings:
         settings = {"unix_socket": str(tmp_path / settings["unix_socket"])}
     code = (
-        "import logging, os, resource, signal, threading, time\n"
+        "import logging, os, resource, signal\n"
         "logging.basicConfig(level='INFO', format='%(message)s')\n"
         "import pushdemo.server as it\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))\n"
-        "def stop():\n"
-        "    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: time.sleep(0.01)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "threading.Thread(target=stop, daemon=True).start()\n"
+        "class Stop(logging.Handler):\n"
+        "    def emit(self, record):\n"
+        "        if record.getMessage().startswith('Serving on '): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "logging.getLogger('pushdemo').addHandler(Stop())\n"
         f"assert it.main(lambda *_: [], {{}}, **{settings!r}) == 0\n"
         "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
     )
