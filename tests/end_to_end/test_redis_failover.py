@@ -16,12 +16,11 @@ import redis
 from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.topic import RedisTopic
 from tests.redis.support import Node, RedisServer, entries, free_port, namespace, redis_server
-from tests.support import PATIENCE, require, wait_until
+from tests.support import PATIENCE, SOON, require, wait_until
 
 require(shutil.which("haproxy"), "haproxy", "haproxy")
 require(shutil.which("redis-sentinel"), "redis-sentinel", "redis-sentinel")
 
-SOON = 2.0  # seconds from the election of a master until messages can be published again
 
 HAPROXY = """
 defaults
@@ -131,7 +130,7 @@ class Publisher:
     """Publishes one message after the other in a thread, and notes which ones Redis has taken, and when."""
 
     def __init__(self, topic: RedisTopic) -> None:
-        self.taken: list[tuple[float, str]] = []
+        self.taken: list[tuple[float, float, str]] = []  # when a call began, when it was over, what it published
         self._topic = topic
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -141,13 +140,14 @@ class Publisher:
         number = 0
         while not self._stop.wait(0.005):
             number += 1
+            began = time.monotonic()
             with suppress(RedisUnavailableError):
                 self._topic.publish(f"{number}")
-                self.taken.append((time.monotonic(), f"{number}"))
+                self.taken.append((began, time.monotonic(), f"{number}"))
 
     def since(self, moment: float) -> list[str]:
-        """What was taken by calls that were over after that moment."""
-        return [text for at, text in self.taken if at > moment]
+        """What was taken by calls that began after that moment."""
+        return [text for began, _, text in self.taken if began > moment]
 
     def stop(self) -> None:
         self._stop.set()
@@ -190,7 +190,7 @@ def nodes(url: str) -> Iterator[tuple[Publisher, Client]]:
 def check(publisher: Publisher, client: Client, elected: float) -> None:
     """Messages are taken soon after the election; all of those arrive, none twice."""
     wait_until(lambda: len(publisher.since(elected)) > 50, what="messages after the election")
-    first = next(at for at, _ in publisher.taken if at > elected)
+    first = next(over for began, over, _ in publisher.taken if began > elected)
     publisher.stop()
     taken = publisher.since(elected)
     wait_until(lambda: taken[-1] in client.told, what="the last message")

@@ -76,6 +76,7 @@ class Machine:
         backend = RedisBackend(self.server.url, self.space)
         backend.start([])
         self.backends.append(backend)
+        wait_until(lambda: backend.trouble or backend._deletions.current, what="the news of deletions")
         return Caches(store=backend.store, **options)
 
     def close(self) -> None:
