@@ -181,10 +181,9 @@ class Listener:
         self._reception = reception
         self._set_options(listener.socket)
         self._next = Acceptor(listener.socket)
-        self._emptied = (
-            False  # nobody is left in the kernel's queue who came before the listening socket had its options
-        )
-        self._handed_on = False  # whoever is accepted has them from the listening socket: so it is on Linux
+        # Who came before the listening socket had its options is given them. Afterwards Linux hands them on.
+        self._emptied = False  # nobody who came before can be left in the kernel's queue
+        self._handed_on = False  # whoever is accepted has the options already
         self._files = _open_files() - _RESERVED
         self._paused = 0.0  # until when nothing is accepted, by the monotonic clock
         self._accepts = False

@@ -204,6 +204,8 @@ def test_a_listener_accepts_as_its_socket_does() -> None:
             assert running.server.fix_addr(sock.getpeername()) == address == client.getsockname()
             running.server.set_socket_options(sock)
             running.server.set_socket_options(running.server.socket)  # which hands them on, on Linux
+            options = running.server.adj.socket_options
+            assert [sock.getsockopt(level, name) for level, name, _ in options] == [value for _, _, value in options]
             channel = HTTPChannel(running.server, sock, address, running.server.adj, map=running.map)
             assert channel.addr == address
             assert not sock.getblocking()
