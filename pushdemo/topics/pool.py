@@ -231,6 +231,7 @@ class SourcePool:
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for the next call; None where none has come for long, or nothing is left to do."""
+        came = True
         with self._lock:
             while True:
                 while self._ready:
@@ -240,14 +241,12 @@ class SourcePool:
                         self._begun[threading.get_ident()] = now = self.clock()
                         self._say_late(now - call.due)
                         return function
-                came = False
-                if self._scheduler is not None:
-                    self._idle += 1
-                    came = self._wanted.wait(_IDLE)
-                    self._idle -= 1
-                if not self._ready and (not came or self._scheduler is None):
+                if not came or self._scheduler is None:
                     self._workers -= 1
                     return None
+                self._idle += 1
+                came = self._wanted.wait(_IDLE)
+                self._idle -= 1
 
     def _say_late(self, late: float) -> None:
         """Tell the log once that sources are late, and again after a time in which they were not; under the lock."""
