@@ -66,7 +66,7 @@ _IPV4 = struct.Struct("!2xH4s")  # a struct sockaddr_in: ip(7)
 _IPV6 = struct.Struct("!2xHI16s4s")  # a struct sockaddr_in6: ipv6(7)
 
 
-class Connection(socket.socket):
+class NonBlockingSocket(socket.socket):
     """A socket that does not block from its first moment: to say so again is no system call."""
 
     __slots__ = ()
@@ -96,7 +96,7 @@ class Acceptor:
             sock, address = listening.accept()
             sock.setblocking(False)
             return sock, address
-        return Connection(listening.family, self._type, listening.proto, fd), self._peer()
+        return NonBlockingSocket(listening.family, self._type, listening.proto, fd), self._peer()
 
     def _peer(self) -> Any:
         """The address, as Python has it."""
@@ -139,5 +139,6 @@ class Epoll:
             self._python.unregister(fd)
 
     def _control(self, operation: int, fd: int, events: int) -> int:
-        event = _EVENT.pack(events, fd, 0) if _EVENT else None
-        return _epoll_ctl(self._python.fileno(), operation, fd, event) if event else FAILED
+        if _EVENT is None:
+            return FAILED
+        return _epoll_ctl(self._python.fileno(), operation, fd, _EVENT.pack(events, fd, 0))

@@ -69,14 +69,6 @@ def keep_alive(sock: socket.socket) -> None:
             _set(sock, option, value)
 
 
-def is_kept_alive(sock: socket.socket) -> bool:
-    """Whether `keep_alive` has been called for it, or for the socket that it was accepted from."""
-    try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-    except OSError:
-        return False
-
-
 def closing(sock: socket.socket) -> bool:
     """Whether the client has closed its side, behind bytes that nobody has read yet (Linux: CLOSE_WAIT)."""
     if sys.platform != "linux":

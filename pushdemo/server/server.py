@@ -25,7 +25,7 @@ from waitress.server import BaseWSGIServer, create_server
 from pushdemo.delivery.held import Acceptor
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.poller import READ
-from pushdemo.delivery.tcp import is_kept_alive, keep_alive
+from pushdemo.delivery.tcp import keep_alive
 from pushdemo.forking import call_in_child
 from pushdemo.server.bursts import bounded
 from pushdemo.server.loop import Loop
@@ -290,10 +290,9 @@ class Listener:
         return True
 
     def _has_options(self, sock: socket.socket) -> bool:
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *self._listener.adj.socket_options]
         try:
-            return is_kept_alive(sock) and all(
-                sock.getsockopt(level, name) == value for level, name, value in self._listener.adj.socket_options
-            )
+            return all(sock.getsockopt(level, name) == value for level, name, value in options)
         except OSError:  # the client has left, or the socket is not TCP
             return False
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pushdemo.delivery import held
-from pushdemo.delivery.held import FAILED, Acceptor, Connection, Epoll, Receiver, send
+from pushdemo.delivery.held import FAILED, Acceptor, Epoll, NonBlockingSocket, Receiver, send
 
 
 @pytest.fixture(params=["held", "python"], autouse=True)
@@ -157,4 +157,4 @@ def test_on_linux_nothing_is_left_to_python(pair: tuple[socket.socket, socket.so
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()):
         connection, _ = Acceptor(listening)()
         with connection:
-            assert isinstance(connection, Connection)
+            assert isinstance(connection, NonBlockingSocket)
