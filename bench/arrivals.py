@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from clients import socket_from
 from process import thread_seconds
 from tables import markdown
 
@@ -37,7 +38,6 @@ TOGETHER = 64  # connections under way at a time, where not all come at once
 KEPT = 16  # kept connections that ask for pages; of 64, waitress's loop takes 1-2 ms a page, which would prove nothing
 HISTORY = 10  # messages that each has missed who comes back
 OPENED = itertools.count()
-IP_BIND_ADDRESS_NO_PORT = 24  # ip(7)
 PAGE = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 
@@ -78,12 +78,8 @@ class Crowd:
         self.data: dict[int, bytes] = {}
 
     def open(self, request: bytes) -> int:
-        sock = socket.socket()
         number = next(OPENED) // 8_000  # each address has ports enough, also for those that wait for their end
-        # The port is chosen by connect(): bind() would search among all of those that wait for their end, for seconds.
-        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        sock.bind((f"127.0.{number // 200}.{2 + number % 200}", 0))
-        sock.setblocking(False)
+        sock = socket_from(f"127.0.{number // 200}.{2 + number % 200}")
         with contextlib.suppress(BlockingIOError):
             sock.connect(("127.0.0.1", self.port))
         fd = sock.fileno()

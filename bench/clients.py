@@ -21,12 +21,25 @@ from typing import Any
 
 STAMP = re.compile(rb"@(\d{19})")  # the head of every body (peers/message.py)
 SO_TIMESTAMPNS = 35  # socket(7), linux/asm-generic/socket.h: recvmsg() tells when the kernel received what it returns
+IP_BIND_ADDRESS_NO_PORT = 24  # ip(7)
 TIMESPEC = struct.Struct("@ll")
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 NAP = 0.001
 PATIENCE = 15.0  # seconds without a new answer after which those who still wait for one are given up
 UNDER_WAY = 256  # connections that wait for their first answer at a time
 CONNECTING = 60.0  # seconds after which no more are connected
+
+
+def socket_from(address: str) -> socket.socket:
+    """A socket that connects from this address, and does not block.
+
+    The port is chosen by connect(): bind() would search among all of those that wait for their end, for seconds.
+    """
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((address, 0))
+    return sock
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,8 @@ class Clients:
 
     def open(self, number: int) -> int:
         """One more client, which asks as soon as it is connected. Each 10,000 have a source address of their own."""
-        client = socket.socket()
-        client.setblocking(False)
+        client = socket_from(f"127.0.0.{2 + number // 10_000}")
         client.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        client.bind((f"127.0.0.{2 + number // 10_000}", 0))
         client.connect_ex(("127.0.0.1", self.order.port))
         self.sockets[client.fileno()] = client
         self.numbers[client.fileno()] = number
