@@ -17,7 +17,7 @@ from pyramid.config import Configurator
 
 from pushdemo.server import Server
 from pushdemo.topics.catalog import Catalog
-from tests.support import PATIENCE, Client, port_of, serving
+from tests.support import PATIENCE, Client, free_port, port_of, serving
 
 STREAMS = ("multipart", "sse", "jsonlines")
 TRANSPORTS = (*STREAMS, "longpoll")
@@ -58,7 +58,7 @@ def pushing(ini: Mapping[str, object] | None = None, port: int = 0, **topics: Ma
         config.add_view(lambda request: request.push(*topics), route_name="all")
         config.add_view(lambda request: request.push(request.matchdict["name"]), route_name="one")
         app = config.make_wsgi_app()
-    with serving(app, listen=f"127.0.0.1:{port}") as server:
+    with serving(app, listen=f"127.0.0.1:{port or free_port()}") as server:
         yield Pushing(server, app.registry["pushdemo.topics"])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import os
 import pickle
+import random
 import re
 import select
 import shutil
@@ -29,6 +31,10 @@ from pushdemo.server import Server
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0  # seconds after which what a test waits for will not come; a noisy machine takes its time
 SOON = 5.0  # seconds in which a noisy machine does what must not wait for the next heartbeat
+
+# Below those that Linux gives to connections by itself (32,768 and up): a port stays free until a server is started
+# there, or started again. No browser refuses one of them.
+_ports = itertools.islice(itertools.cycle(range(10_100, 16_000)), random.SystemRandom().randrange(5_900), None)
 
 _threads_before: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # alive when the test began
 
@@ -126,6 +132,18 @@ def self_signed(folder: Path) -> Path:
     return folder / "certificate.pem"
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, another each time."""
+    return next(port for port in _ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock, suppress(OSError):
+        sock.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 class Pserve:
     """A running `pserve`; `port` is the port that it listens on, `log` what it has printed."""
 
@@ -173,7 +191,7 @@ def pserve(
     tmp_path: Path, app: dict[str, Any] | None = None, server: dict[str, Any] | None = None, port: int = 0
 ) -> Iterator[Pserve]:
     """A running `pserve` with the ini of `write_ini`, on `port` or a free one."""
-    ini = write_ini(tmp_path, app, {"listen": f"127.0.0.1:{port}"} | (server or {}))
+    ini = write_ini(tmp_path, app, {"listen": f"127.0.0.1:{port or free_port()}"} | (server or {}))
     logfile = ini.with_suffix(".log")
     with logfile.open("wb") as log, subprocess.Popen(**pserve_command(ini), stdout=log, stderr=log) as process:
         running = Pserve(process, logfile)

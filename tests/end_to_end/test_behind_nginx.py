@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.readers import STREAMS, TRANSPORTS, Event, Reader
-from tests.support import PATIENCE, Client, Pserve, chromium, pserve, require, wait_until
+from tests.support import PATIENCE, Client, Pserve, chromium, free_port, pserve, require, wait_until
 
 require(shutil.which("nginx"), "nginx", "nginx")
 
@@ -50,15 +50,6 @@ http {{
 {servers}
 }}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 @contextmanager
@@ -98,7 +89,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pserve]:
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory, running: Pserve) -> Iterator[dict[str, int]]:
     """The ports of one nginx, by the names of HOUSES."""
-    ports = dict(zip(HOUSES, free_ports(len(HOUSES)), strict=True))
+    ports = {name: free_port() for name in HOUSES}
     with nginx(tmp_path_factory.mktemp("nginx"), running.port, ports):
         yield ports
 
@@ -134,7 +125,7 @@ def test_messages_come_through_as_they_are_made(running: Pserve, port: int, tran
 
 def test_heartbeats_come_through(tmp_path: Path) -> None:
     with pserve(tmp_path, {"pushdemo.interval": 1000, "pushdemo.heartbeat": HEARTBEAT}) as quiet:
-        ports = dict(zip(LIVE, free_ports(len(LIVE)), strict=True))
+        ports = {name: free_port() for name in LIVE}
         with nginx(tmp_path, quiet.port, ports):
             readers = [Reader(port, name, STREAM) for port in ports.values() for name in STREAMS]
             for reader in readers:
@@ -243,7 +234,7 @@ def told(driver: Any) -> list[tuple[str, ...]]:
 
 
 def test_an_event_source_misses_nothing_while_the_proxy_restarts(chrome: Any, running: Pserve, tmp_path: Path) -> None:
-    ports = {"plain": free_ports(1)[0]}
+    ports = {"plain": free_port()}
     with nginx(tmp_path, running.port, ports):
         chrome.get(f"http://127.0.0.1:{ports['plain']}/primes")
         chrome.execute_script(LISTEN, f"{STREAM}?transport=sse")
@@ -261,7 +252,7 @@ def test_an_event_source_misses_nothing_while_the_proxy_restarts(chrome: Any, ru
 
 
 def test_an_event_source_is_told_once_that_the_server_is_a_new_one(chrome: Any, tmp_path: Path) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     app = {"pushdemo.interval": INTERVAL}
     with pserve(tmp_path, app, port=port) as server:
         chrome.get(f"{server.url}/primes")

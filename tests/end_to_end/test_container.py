@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.test_proxies import get
-from tests.redis.support import free_port, redis_server
-from tests.support import PATIENCE, ROOT, require, wait_until
+from tests.redis.support import redis_server
+from tests.support import PATIENCE, ROOT, free_port, require, wait_until
 
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
 STEPS = [line for line in re.sub(r"\\\n", "", DOCKERFILE).splitlines() if line and not line.startswith("#")]

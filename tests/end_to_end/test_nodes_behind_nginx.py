@@ -17,8 +17,8 @@ import pytest
 from pushdemo.web.settings import PREFIX, Settings
 from tests.end_to_end.test_nodes_at_one_redis import NODES, STREAM, Follower, get, grow
 from tests.readers import Reader
-from tests.redis.support import free_port, redis_server
-from tests.support import ROOT, Client, Pserve, pserve, require, self_signed, wait_until
+from tests.redis.support import redis_server
+from tests.support import ROOT, Client, Pserve, free_port, pserve, require, self_signed, wait_until
 
 require(shutil.which("nginx"), "nginx", "nginx")
 

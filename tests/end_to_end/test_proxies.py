@@ -17,8 +17,8 @@ import pytest
 
 from tests.end_to_end.test_nodes_at_one_redis import Follower, grow
 from tests.readers import STREAMS, TRANSPORTS, Event, Reader
-from tests.redis.support import free_port, redis_server
-from tests.support import PATIENCE, ROOT, Pserve, pserve, require, wait_until
+from tests.redis.support import redis_server
+from tests.support import PATIENCE, ROOT, Pserve, free_port, pserve, require, wait_until
 
 pytestmark = pytest.mark.heavy
 

@@ -20,7 +20,7 @@ from pyramid.response import Response
 from pushdemo import check
 from tests.end_to_end.test_behind_nginx import CONFIGURATION
 from tests.fixtureapps import newsroom, texts
-from tests.support import PATIENCE, port_of, pserve, require, serving, threads, wait_until
+from tests.support import PATIENCE, free_port, port_of, pserve, require, serving, threads, wait_until
 
 require(shutil.which("nginx"), "nginx", "nginx")
 
@@ -41,8 +41,7 @@ def site(heartbeat: float = 0.5) -> Iterator[str]:
 @contextmanager
 def behind_nginx(folder: Path, url: str, directives: str) -> Iterator[str]:
     """The address of the same stream through an nginx with these directives in its location."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
     upstream = url.removesuffix("/push/news")
     server = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {upstream}; {directives} }} }}"
     file = folder / "nginx.conf"
@@ -223,9 +222,7 @@ def test_a_wrong_address_is_refused(url: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    assert run(f"http://127.0.0.1:{port}/") == check.UNASKED
+    assert run(f"http://127.0.0.1:{free_port()}/") == check.UNASKED
     assert "refused" in capsys.readouterr().err
 
 

@@ -15,8 +15,8 @@ import redis
 
 from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.topic import RedisTopic
-from tests.redis.support import Node, RedisServer, entries, free_port, namespace, redis_server
-from tests.support import PATIENCE, SOON, require, wait_until
+from tests.redis.support import Node, RedisServer, entries, namespace, redis_server
+from tests.support import PATIENCE, SOON, free_port, require, wait_until
 
 require(shutil.which("haproxy"), "haproxy", "haproxy")
 require(shutil.which("redis-sentinel"), "redis-sentinel", "redis-sentinel")

@@ -17,7 +17,7 @@ from pushdemo.topics.catalog import Catalog, Declaration
 from pushdemo.topics.pattern import Pattern
 from pushdemo.topics.topic import Topic
 from tests.redis.support import Node, RedisServer, entries, namespace, redis_server
-from tests.support import PATIENCE, require, wait_until
+from tests.support import PATIENCE, free_port, require, wait_until
 
 LIFETIME = 0.5
 
@@ -198,8 +198,6 @@ def certificates(tmp_path: Path) -> Path:
 
 
 def test_nodes_speak_tls_with_a_user_of_their_own(certificates: Path) -> None:
-    from tests.redis.support import free_port
-
     port = free_port()
     tls = ["--tls-port", str(port), "--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem"]
     with redis_server(certificates, *tls, "--tls-ca-cert-file", "cert.pem", "--tls-auth-clients", "no") as server:

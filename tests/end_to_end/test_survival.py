@@ -36,6 +36,7 @@ from tests.support import (
     SOON,
     Client,
     Pserve,
+    free_port,
     port_of,
     pserve,
     pserve_command,
@@ -537,8 +538,7 @@ def test_a_second_signal_during_the_stop_changes_nothing(tmp_path: Path) -> None
 
 @pytest.mark.heavy
 def test_a_reload_ends_streams_cleanly_and_the_next_process_serves(tmp_path: Path) -> None:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ini = write_ini(tmp_path, APP, {"listen": f"127.0.0.1:{port}"})
     command = pserve_command(ini)
     command["args"].append("--reload")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.support import PATIENCE, ROOT, chromium, require, wait_until
+from tests.support import PATIENCE, ROOT, chromium, free_port, require, wait_until
 
 require(shutil.which("curl"), "curl", "curl")
 require(shutil.which("chromium") and shutil.which("chromedriver"), "Chromium", "chromium chromium-driver")
@@ -47,8 +47,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            self.address = "{}:{}".format(*sock.getsockname())
+        self.address = f"127.0.0.1:{free_port()}"
         self.server: subprocess.Popen[bytes] | None = None
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.support import PATIENCE, require, wait_until
+from tests.support import PATIENCE, free_port, require, wait_until
 
 require(shutil.which("redis-server"), "redis-server", "redis-server")
 
@@ -22,14 +21,6 @@ from pushdemo.redis.backend import RedisBackend  # noqa: E402
 from pushdemo.redis.topic import RedisTopic  # noqa: E402
 
 _names = count()
-
-
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class RedisServer:

@@ -14,7 +14,8 @@ from pushdemo.topics.producer import Producer
 from pushdemo.topics.topic import Topic
 from pushdemo.web.broker import InProcess
 from pushdemo.web.settings import Settings, SettingsError
-from tests.redis.support import RedisBackend, RedisTopic, free_port
+from tests.redis.support import RedisBackend, RedisTopic
+from tests.support import free_port
 
 
 def application(url: str) -> Any:

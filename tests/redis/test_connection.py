@@ -14,7 +14,7 @@ from pushdemo.redis import pool as redis_pool
 from pushdemo.redis.connection import Link
 from pushdemo.redis.pool import Address, Pool, RedisUnavailableError
 from tests.redis.support import Node, RedisServer, namespace, redis_server
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, free_port, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_a_database_that_there_is_not_and_a_wrong_password_are_refusals(server: 
 
 @pytest.mark.heavy
 def test_a_node_of_a_cluster_is_refused_by_name(tmp_path: Path) -> None:
-    with redis_server(tmp_path, "--cluster-enabled", "yes") as server:
+    with redis_server(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         began = time.monotonic()
         node = Node(server.url, namespace())
         node.start()
