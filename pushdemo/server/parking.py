@@ -164,7 +164,10 @@ class ParkingTask(WSGITask):
         connection = self.request.headers.get("CONNECTION", "")
         key = (self.version, self.status, connection, self.content_length, self.close_on_finish, *self.response_headers)
         made = self.channel.server.headers(int(self.start_time))
-        found = made.get(key)
+        try:
+            found = made.get(key)
+        except TypeError:  # a header that is a list, which waitress takes too
+            return bytes(super().build_response_header())
         if found is None:
             header: bytes = super().build_response_header()
             if len(made) < _HEADERS:
@@ -216,6 +219,7 @@ class ParkingChannel(HTTPChannel):
     socket: Any  # a socket; None once it is another's
     held: list[bytes] | None = None  # what a task writes together; the worker's
     gives_up = False  # the kernel ends it where its client takes nothing for a while: see Reply; of who has the channel
+    continues = False  # a `100 Continue` is being sent; under `outbuf_lock`
     new = True  # nothing has been read from it; the loop's, as is the next
     queued = False  # it waits for its turn to be read from
     task_class: Callable[[HTTPChannel, HTTPRequestParser], ParkingTask] = ParkingTask
@@ -337,6 +341,18 @@ class ParkingChannel(HTTPChannel):
             self.attend()
         return size
 
+    def send_continue(self) -> None:
+        """As in waitress. A client that has left is left to the loop, which may be reading while a worker is here."""
+        with self.outbuf_lock:
+            self.continues = True
+            try:
+                super().send_continue()
+            finally:
+                self.continues = False
+
+    def _flush_some(self, do_close: bool = True) -> bool:
+        return bool(super()._flush_some(do_close=do_close and not self.continues))
+
     def _flush_outbufs_below_high_watermark(self) -> None:
         if self.total_outbufs_len > self.adj.outbuf_high_watermark:
             self.attend()  # waitress waits in here until the loop has written
@@ -411,9 +427,13 @@ class ParkingChannel(HTTPChannel):
     # -- whoever has it
 
     def forget(self) -> None:
-        """Nothing is read or written here any more: close the files that waitress may have behind its buffers."""
-        while self.requests:
-            self.requests.pop().close()
+        """Nothing is read or written here any more: close the files that waitress may have behind its buffers.
+
+        The requests behind this one are not served. The loop may be in their midst: they came with it.
+        """
+        with self.requests_lock:
+            while self.requests:
+                self.requests.pop().close()
         for outbuf in self.outbufs:
             outbuf.close()
 
