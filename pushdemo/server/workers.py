@@ -91,7 +91,8 @@ class Workers:
         self._lock = threading.Lock()  # guards what follows
         self._free = limit
         self._queue: deque[Callable[[], None]] = deque()  # each is called in a thread, with a turn
-        self._deadlines: dict[Request, float] = {}  # of the requests in the queue, by the monotonic clock
+        # Of the requests in the queue: until when they wait, by the monotonic clock, and what stands there for them.
+        self._deadlines: dict[Request, tuple[float, Callable[[], None]]] = {}
 
     def take(self) -> bool:
         """Take a turn for the thread that asks, if one is free: `give` it back."""
@@ -121,16 +122,18 @@ class Workers:
 
     def run_later(self, request: Request, timeout: float) -> None:
         """Run a request as soon as there is a turn, or after `timeout` seconds without one."""
+        run = partial(self._run_in_turn, request)
         with self._lock:
-            self._deadlines[request] = time.monotonic() + timeout
-        self.run(partial(self._run_in_turn, request))
+            self._deadlines[request] = time.monotonic() + timeout, run
+        self.run(run)
 
     def expire(self, now: float) -> None:
         """Run those requests without a turn whose time is over. The server's loop calls it now and then."""
         with self._lock:
-            expired = [request for request, deadline in self._deadlines.items() if deadline <= now]
-            for request in expired:
-                del self._deadlines[request]  # in the queue it stays, where its turn passes on to the next
+            expired = [request for request, (deadline, _) in self._deadlines.items() if deadline <= now]
+            runs = {self._deadlines.pop(request)[1] for request in expired}
+            if runs:
+                self._queue = deque(each for each in self._queue if each not in runs)
         for request in expired:
             self._dispatcher.add_task(Work(partial(request.run, turn=False)))
 
