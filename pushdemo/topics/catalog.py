@@ -310,7 +310,8 @@ class Catalog(Mapping[str, Topic]):
         declaration.idle[topic.name] = topic
         declaration.idle.move_to_end(topic.name)
         self._make_room(0)  # more live than there is room for where forgotten ones had to live again
-        if self._sweep_call is None:
+        due = max(topic.used + declaration.lifetime, self.clock() + _SWEEP)
+        if self._sweep_call is None or due < self._sweep_call.due:
             self._plan_sweep()
 
     def _clients_changed(self, topic: Topic) -> None:

@@ -31,6 +31,7 @@ _IDLE = 10.0  # seconds that a worker waits for the next call before it ends
 _AGAIN = 0.5  # seconds before a thread is asked for again that the system did not have
 _QUIET = 10.0  # seconds between two tracebacks of the sources of one pattern: a client may open many that fail
 _SOON = 0.005  # seconds that calls wait for the workers that there are, before there is one more
+_LONGEST = 3_600.0  # seconds that it sleeps at most: a condition takes no more than some hundreds of years
 _TOGETHER = 0.002  # seconds that the scheduler sleeps at least: what is due meanwhile begins with one turn
 
 
@@ -123,9 +124,11 @@ class SourcePool:
                 if self._heap and self._scheduler is None:
                     self._scheduler = self._started(self._schedule, "pushdemo-sources")
 
-    def cancel(self, call: Call) -> None:
-        """Do not call it, unless it has begun."""
+    def cancel(self, call: Call) -> bool:
+        """Do not call it; False where it has begun."""
         with self._lock:
+            if call.function is None:
+                return False
             call.function = None
             if call.waits:
                 call.waits = False
@@ -137,6 +140,7 @@ class SourcePool:
                     self._cancelled = 0
                 if self._is_over():
                     self.changed.notify()
+            return True
 
     def _drop_cancelled(self) -> None:
         """Have a call at the top of the heap that is still wanted; under the lock."""
@@ -168,17 +172,24 @@ class SourcePool:
 
     def _schedule(self) -> None:
         with self._lock:
-            while True:
-                now = self.clock()
-                waited = bool(self._ready)  # since the turn before this one
-                self._take_due(now)
-                self._take_slow_out(now)
-                self._employ(one_more=waited or not self._workers)
-                if self._is_over():
-                    self._scheduler = None
-                    self._wanted.notify_all()
-                    return
-                self.changed.wait(self._pause(now))
+            try:
+                while self._turn():
+                    pass
+            finally:  # after an error of ours, `start_again` begins another
+                self._scheduler = None
+                self._wanted.notify_all()
+
+    def _turn(self) -> bool:
+        """See to what is due, and sleep until something else is; whether anything is left to do. Under the lock."""
+        now = self.clock()
+        waited = bool(self._ready)  # since the turn before this one
+        self._take_due(now)
+        self._take_slow_out(now)
+        self._employ(one_more=waited or not self._workers)
+        if self._is_over():
+            return False
+        self.changed.wait(self._pause(now))
+        return True
 
     def _take_due(self, now: float) -> None:
         while self._heap and self._heap[0].due <= now:
@@ -216,7 +227,7 @@ class SourcePool:
             times.append(now + (_AGAIN if self._lacking else _SOON))
         if (self._begun or self._ready) and not self.full:
             times.append(next(iter(self._begun.values()), now) + self._slow)
-        return max(_TOGETHER, min(times) - now) if times else None
+        return max(_TOGETHER, min(min(times) - now, _LONGEST)) if times else None
 
     # -- the workers' threads
 

@@ -181,8 +181,8 @@ class Producer:
 
     def _plan(self) -> None:
         """Have the pool call when there is something to do."""
-        if self._call:
-            self.pool.cancel(self._call)
+        if self._call and not self.pool.cancel(self._call):
+            return  # it has begun, and looks what there is to do as soon as it has the topic's lock
         pause = self._pause()
         asleep = self._run is None and (pause is None or self._left is not None)
         self._call = None if asleep else self.pool.call_at(self.topic.clock() + (pause or 0.0), self._turn)
