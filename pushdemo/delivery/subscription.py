@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pushdemo.abandoned import Body
 from pushdemo.delivery.access import NO_RECORD
 from pushdemo.delivery.cursor import Cursor, beginning
 from pushdemo.delivery.metrics import Counters
@@ -298,6 +299,9 @@ class Subscription(_Client):
 
     def __iter__(self) -> Iterator[bytes]:
         """The stream as any WSGI server can send it, waiting in the server's own thread."""
+        return Body(self._in_thread())
+
+    def _in_thread(self) -> Generator[bytes, None, None]:
         try:
             yield self.open()
             for cursor in self.cursors:

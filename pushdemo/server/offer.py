@@ -9,11 +9,12 @@ request, unless it says otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from types import GeneratorType
 from typing import Any, Protocol
 
+from pushdemo.abandoned import Body
 from pushdemo.delivery.pull import Pulled
 from pushdemo.delivery.subscription import LongPoll, Subscription, retry_hint, retry_when_refused
 
@@ -162,11 +163,11 @@ class Offer:
 
     def __iter__(self) -> Iterator[bytes]:
         if not self.accepted:
-            return self._in_thread()
+            return Body(self._in_thread())
         self._park.parked = self.client
         return iter(()) if isinstance(self.client, LongPoll) else iter((self.client.open(),))
 
-    def _in_thread(self) -> Iterator[bytes]:
+    def _in_thread(self) -> Generator[bytes, None, None]:
         """The response of a thread that waits with its client, if that is not the last one."""
         client, server = self.client, self._park.server
         server.warn_once(_WRAPPED, self._park.wrapper)

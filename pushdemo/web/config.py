@@ -25,6 +25,7 @@ from pyramid.response import Response
 from pyramid.threadlocal import get_current_registry
 from pyramid.tweens import EXCVIEW
 
+from pushdemo.abandoned import end_in_thread
 from pushdemo.cache.functions import Caches, UnknownFunctionError, outside
 from pushdemo.topics import content
 from pushdemo.topics.catalog import FOREVER, Catalog, Declaration
@@ -88,7 +89,7 @@ def includeme(config: Configurator) -> None:
         ownership=backend.ownership,
         clock=clock,
     )
-    weakref.finalize(registry, _close, topics, sessions, backend)
+    weakref.finalize(registry, end_in_thread, partial(_close, topics, sessions, backend))
     config.add_directive("add_topic", add_topic)
     config.add_request_method(push)
     config.add_request_method(publish)

@@ -7,11 +7,12 @@ client that comes back goes on where it was. Threads: one at a time, the request
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from pyramid.request import Request
 from pyramid.response import Response
 
+from pushdemo.abandoned import Body
 from pushdemo.delivery.rights import Right
 from pushdemo.delivery.subscription import Pace, retry_hint
 from pushdemo.topics.message import Message
@@ -152,6 +153,9 @@ class ItemStream:
         self._release = release_and_call
 
     def __iter__(self) -> Iterator[bytes]:
+        return Body(self._in_thread())
+
+    def _in_thread(self) -> Generator[bytes, None, None]:
         try:
             yield self.open()
             while (data := self.pull()) is not None:
