@@ -41,6 +41,8 @@ _SWEEP = 0.5  # seconds between two sweeps
 # (bench/own_topics.py). A message after a pause is delivered at once.
 _FLOW = 0.01
 
+_EXPIRING = 1_000
+
 
 class _Expiry(weakref.ref["Stream | Poll"]):
     """A client, and when its right to listen ends: one object of 90 bytes, since there may be thousands."""
@@ -79,6 +81,7 @@ class Hub(Loop):
         self._flowing = False  # messages have come so soon after others that the loop naps between two turns
         # When clients may listen no more, the next one first; who has left meanwhile is nobody.
         self._expiring: list[_Expiry] = []
+        self._most_expiring = _EXPIRING  # with so many, those who have left are taken out
         self._orders: dict[Orders, int] = {}  # of each application, with the number of those that are carried out
 
     # -- any thread
@@ -217,9 +220,13 @@ class Hub(Loop):
                 self.guarded(pull.half_closed, fail=pull.fail)
 
     def _let_go_at(self, expires: float, client: Stream | Poll, orders: Orders) -> None:
-        self._orders.setdefault(orders, orders.number)
+        self._orders.setdefault(orders, 0)  # the next sweep looks for what this client may have missed meanwhile
         if expires < math.inf:
             heapq.heappush(self._expiring, _Expiry(client, expires))
+            if len(self._expiring) > self._most_expiring:  # many have left before the end of their right
+                self._expiring = [each for each in self._expiring if each() is not None]
+                heapq.heapify(self._expiring)
+                self._most_expiring = max(_EXPIRING, 2 * len(self._expiring))
 
     def _feeds_of(self, topics: Sequence[Topic]) -> list[Feed]:
         return [self._feed(topic) for topic in topics]

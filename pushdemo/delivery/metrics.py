@@ -15,6 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+OTHER_SETS = "(other sets of topics)"
+_SETS = 100
+
 
 class Cursor(Protocol):
     """What is known here of a subscription: its place in its topic."""
@@ -118,11 +121,16 @@ class Counters:
         self._unsent: Counter[tuple[str, str]] = Counter()
 
     def tally(self, topic: str, transport: str) -> Tally:
-        """That of a topic (the names of several, joined by commas, where they share a connection) by a transport."""
+        """That of a topic (the names of several, joined by commas, where they share a connection) by a transport.
+
+        Clients choose which topics share a connection: after so many different sets, all others are counted as one.
+        """
         # Without the lock, where it is there: all workers come by, and would stand in line for it in each request.
         tally = self._tallies.get((topic, transport))
         if tally is None:
             with self._lock:
+                if "," in topic and sum("," in known for known, _ in self._tallies) >= _SETS:
+                    topic = OTHER_SETS
                 tally = self._tallies.setdefault((topic, transport), Tally())
         return tally
 

@@ -96,16 +96,16 @@ class Pull(Connection):
             self.tally.closed_stalled()
             self.drop()
         elif now + min(_LATE, now - self.progress) >= self.body.ends:  # one that is quiet ends before the next sweep
-            self.finish()
+            self.half_closed()
         elif self.busy and not self.rest and now - self.progress >= pace.heartbeat:
             self._send(self.format.notice("heartbeat"))
 
     def finish(self) -> None:
-        """The server stops, or the client's right to listen ends while the generator takes its time."""
+        """The server stops."""
         self.farewell(self.format.ending(self.body.transport.retry(retry_hint())))
 
     def half_closed(self) -> None:
-        """The client has closed its side: end the stream, after what it is being written."""
+        """The client has closed its side, or may listen no more: end the stream, after what it is being written."""
         if not self.rest:
             self.finish()
             return

@@ -22,6 +22,7 @@ _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _KEEP_IDLE: int | None = getattr(socket, "TCP_KEEPIDLE", None)
 _NOT_SENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
+_MOST = 2**31 - 1  # of an option
 _LATE = 16_384  # bytes that the kernel may keep of a stream and has not sent, before a socket counts as full
 
 
@@ -32,7 +33,7 @@ def give_up_after(sock: socket.socket, heartbeat: float, stall_timeout: float) -
     that is sent nothing: the server has switched these on. A socket that is not TCP has no such options.
     """
     if _USER_TIMEOUT is not None:
-        _set(sock, _USER_TIMEOUT, max(1, round(1000 * stall_timeout)))
+        _set(sock, _USER_TIMEOUT, min(max(1, round(1000 * stall_timeout)), _MOST))
     if _KEEP_IDLE is not None and heartbeat < KEEP_ALIVE:
         _set(sock, _KEEP_IDLE, max(1, round(heartbeat)))
 
@@ -70,11 +71,11 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 def closing(sock: socket.socket) -> bool:
-    """Whether the client has closed its side, behind bytes that nobody has read yet (Linux: CLOSE_WAIT)."""
+    """Whether the client has closed its side, or all (Linux: CLOSE_WAIT, CLOSE), behind bytes that nobody has read."""
     if sys.platform != "linux":
         return False
     with suppress(OSError):
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 8
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in (8, 7)
     return False
 
 
