@@ -12,6 +12,7 @@ from typing import Any
 
 from pushdemo.delivery.hub import Hub
 from pushdemo.delivery.metrics import Counters
+from pushdemo.delivery.rights import UNLIMITED, Right
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import Names, jsonlines
@@ -89,6 +90,8 @@ class Harness:
         chunked: bool = False,
         buffer: int = 0,
         name: str = "client",
+        pace: Pace = PACE,
+        right: Right = UNLIMITED,
     ) -> socket.socket:
         """A new stream: the client's end of it. `name` is noted in `released` when the client is gone.
 
@@ -97,18 +100,24 @@ class Harness:
         ours, theirs = self.pair(buffer)
         names: Names = "" if isinstance(topics, Topic) else "topic"
         subscription = Subscription(
-            topics, transport, PACE, last_event_id, lambda: self.released.append(name), names=names
+            topics, transport, pace, last_event_id, lambda: self.released.append(name), names=names, right=right
         )
         self.hub.stream(ours, subscription, chunked=chunked, unsent=subscription.open())
         return theirs
 
     def poll(
-        self, topics: Topic | Sequence[Topic], *, last_event_id: str = "", name: str = "poll"
+        self,
+        topics: Topic | Sequence[Topic],
+        *,
+        last_event_id: str = "",
+        name: str = "poll",
+        pace: Pace = PACE,
+        right: Right = UNLIMITED,
     ) -> tuple[socket.socket, Reply]:
         """A new long poll, for which there is nothing yet: the client's end, and what becomes of it."""
         ours, theirs = self.pair()
         self.ends.append(ours)  # the hub gives it back
-        poll = LongPoll(topics, PACE, last_event_id, lambda: self.released.append(name))
+        poll = LongPoll(topics, pace, last_event_id, lambda: self.released.append(name), right)
         assert poll.open() is None
         reply = Reply()
         self.hub.poll(ours, poll, reply, unsent=b"")

@@ -7,13 +7,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pushdemo.delivery import hub as hub_module
 from pushdemo.delivery.hub import Hub
+from pushdemo.delivery.rights import Orders, Right
 from pushdemo.delivery.sending import Sockets
 from pushdemo.delivery.subscription import Subscription
 from pushdemo.topics.message import Message
@@ -33,7 +35,8 @@ from tests.delivery.support import (
     reset,
     rest,
 )
-from tests.support import PATIENCE, threads, wait_until
+from tests.readers import TRANSPORTS, pushing
+from tests.support import PATIENCE, SOON, threads, wait_until
 
 
 def test_a_hub_without_clients_sleeps(harness: Harness) -> None:
@@ -109,6 +112,95 @@ def test_a_burst_of_messages_wakes_the_hub_once(harness: Harness) -> None:
     go_on.set()
     assert contents(read(client, line("49"))) == ["<heartbeat>", *map(str, range(50))]
     assert_idle(harness)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_stall_timeout_of_more_than_the_kernel_counts_costs_nobody_the_connection(transport: str) -> None:
+    with pushing({"stall_timeout": 1e9}) as site, site.reader(transport, last="latest") as reader:
+        topic = site.topics["news"]
+        reader.start()
+        wait_until(lambda: topic.clients, timeout=SOON)
+        topic.publish("a")
+        assert reader.contents(1) == ["a"]
+
+
+# -- rights
+
+
+@pytest.fixture
+def few_expiring(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(hub_module, "_EXPIRING", 10)
+    return 10
+
+
+def test_when_the_right_of_those_who_have_left_would_end_is_forgotten(few_expiring: int, harness: Harness) -> None:
+    topic, later = news(), news()
+    began = harness.clock.now
+
+    def right(seconds: int) -> Right:
+        return Right(expires=began + seconds)
+
+    kept = {seconds: harness.stream(later, right=right(seconds), name=f"after {seconds}") for seconds in (9, 3, 6)}
+    kept[12], _ = harness.poll(later, right=right(12), name="after 12")
+    most = 0
+    for number in range(20):
+        polls = [harness.poll(topic, last_event_id="latest", right=right(86_400)) for _ in range(3)]
+        stream = harness.stream(topic, right=right(86_400), name="stream")
+        harness.settle()
+        most = max(most, len(harness.hub._expiring))
+        reset(stream)
+        topic.publish(str(number))
+        assert all(reply.over.wait(PATIENCE) for _, reply in polls)
+        wait_until(lambda: harness.released.count("stream") == number + 1)
+    # Never more than before they are looked through, and those who are there.
+    assert most <= 2 * few_expiring
+    harness.released.clear()
+    for seconds in (3, 6, 9, 12):
+        harness.pass_time(2)
+        assert f"after {seconds}" not in harness.released
+        harness.pass_time(1)
+        assert harness.released[-1] == f"after {seconds}"
+        assert '"state": "waiting"' in rest(kept[seconds]) if seconds < 12 else read(kept[seconds], "}")
+
+
+def test_while_many_with_a_right_are_there_none_of_them_is_forgotten(few_expiring: int, harness: Harness) -> None:
+    topic, began = news(), harness.clock.now
+    order = [number * 7 % 30 for number in range(30)]
+    for number in order:
+        harness.stream(topic, right=Right(expires=began + 1 + number), name=str(number))
+    for number in range(30):
+        harness.pass_time(1)
+        assert harness.released == [str(each) for each in range(number + 1)]
+    assert not harness.hub._expiring
+
+
+class LateOrders(Orders):
+    """Orders of which one comes right behind a client's first look."""
+
+    looked = False
+
+    def end(self, right: Right, topics: Iterable[Topic] = ()) -> bool:
+        found = super().end(right, topics)
+        if not self.looked:
+            self.looked = True
+            self.add("ann", None)
+        return found
+
+
+@pytest.mark.parametrize("polls", [False, True])
+def test_an_order_that_comes_as_the_first_client_is_adopted_is_carried_out(harness: Harness, polls: bool) -> None:
+    topic, pace = news(), replace(PACE, orders=LateOrders())
+    right = Right(owner="ann", began=0.0)
+    if polls:
+        client, _ = harness.poll(topic, pace=pace, right=right, name="ann's")
+    else:
+        client = harness.stream(topic, pace=pace, right=right, name="ann's")
+    harness.settle()
+    assert pace.orders.number == 1
+    assert not harness.released
+    harness.pass_time(1)
+    assert harness.released == ["ann's"]
+    assert '"state": "waiting"' in (read(client, "}") if polls else rest(client))
 
 
 # -- the end

@@ -14,7 +14,7 @@ import pytest
 from webtest import TestApp
 
 from pushdemo.delivery.hub import Hub
-from pushdemo.delivery.metrics import Counters, Figures, Tally
+from pushdemo.delivery.metrics import OTHER_SETS, Counters, Figures, Tally
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription
 from pushdemo.topics.topic import Topic
 from pushdemo.transports import StreamTransport, jsonlines
@@ -41,6 +41,32 @@ def test_a_topic_by_a_transport_has_one_tally() -> None:
     assert counters.tally("news", "sse") is counters.tally("news", "sse")
     assert counters.tally("news", "sse") is not counters.tally("news", "multipart")
     assert list(counters.figures()) == [("news", "multipart"), ("news", "sse")]
+
+
+@pytest.mark.parametrize("transports", [["sse"], ["sse", "multipart", "longpoll"]])
+def test_after_a_hundred_sets_of_topics_all_others_are_counted_as_one(transports: list[str]) -> None:
+    counters = Counters()
+    asked = [(f"news,{number}", transports[number % len(transports)]) for number in range(300)]
+    tallies = [counters.tally(*each) for each in asked]
+    for tally in tallies:
+        tally.wrote(1)
+    others = {(OTHER_SETS, transport) for transport in transports}
+    assert set(counters.figures()) == {*asked[:100], *others}
+    assert sum(counters.figures()[other].bytes for other in others) == 200
+    assert [counters.tally(*each) for each in asked] == tallies
+
+
+def test_a_topic_by_itself_is_never_one_of_the_others() -> None:
+    counters = Counters()
+    for number in range(200):
+        counters.tally(f"topic{number}", "sse")
+    for number in range(200):
+        counters.tally(f"news,{number}", "sse")
+    for name in ("weather", "prices.{symbol}", ""):
+        for transport in ("sse", "longpoll"):
+            counters.tally(name, transport)
+            assert (name, transport) in counters.figures()
+    assert len(counters.figures()) == 200 + 100 + 1 + 6
 
 
 def test_the_lag_is_the_slowest_clients() -> None:

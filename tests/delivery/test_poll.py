@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import sys
 import threading
 from collections.abc import Callable
 
@@ -83,6 +84,24 @@ def test_a_client_that_closes_its_side_behind_its_next_request_is_noticed(harnes
     assert '"state": "waiting"' in read(client, "}")
     assert not reply.left
     assert reply.rest == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
+def test_a_client_that_resets_behind_its_next_request_is_noticed(harness: Harness) -> None:
+    topic = news()
+    ours, theirs, reply = parked(harness, topic)
+    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
+    wait_until(lambda: harness.hub._feeds[topic].looked_at, what="the hub's look at the next request")
+    harness.pass_time(1)
+    assert not reply.over.is_set()
+    reset(theirs)
+    arrived = select.poll()
+    arrived.register(ours, 0)
+    assert arrived.poll(PATIENCE * 1000)
+    harness.pass_time(1)
+    assert reply.left
+    assert harness.released == ["poll"]
+    assert topic.clients == 0
 
 
 def test_the_next_request_stays_in_the_socket_of_a_poll(harness: Harness) -> None:

@@ -67,6 +67,27 @@ def test_who_pulls_and_takes_a_little_in_time_is_not_stalled(harness: Harness) -
 
 
 @pytest.mark.parametrize("chunked", [True, False])
+def test_who_pulls_and_reads_slowly_when_its_right_ends_is_sent_the_whole_item_first(
+    harness: Harness, chunked: bool
+) -> None:
+    ours, theirs = harness.pair(buffer=SMALL)
+    body = Slow()
+    body.items = [b"x" * 1_000_000, b"another", None]
+    body.ends = harness.clock.now + 10
+    harness.hub.pull(ours, body, chunked=chunked, unsent=b"", run=in_a_thread)
+    body.due.set()
+    begun = theirs.recv(1_000).decode()  # what follows does not fit into the sockets
+    for _ in range(4):
+        harness.pass_time(5)
+    assert not body.closed
+    item = "x" * 1_000_000
+    assert begun + rest(theirs) == (f"f4240\r\n{item}\r\n6\r\nretry\n\r\n0\r\n\r\n" if chunked else f"{item}retry\n")
+    wait_until(lambda: body.closed)
+    assert len(body.closed) == 1
+    assert body.tally.figures().stalled == 0
+
+
+@pytest.mark.parametrize("chunked", [True, False])
 def test_a_stop_ends_those_that_pull_while_their_next_bytes_are_made(harness: Harness, chunked: bool) -> None:
     ours, theirs = harness.pair()
     body = Slow()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,8 +19,11 @@ from pyramid.response import Response
 from pyramid.router import Router
 
 from pushdemo import json_yield
-from pushdemo.delivery.subscription import retry_when_refused
+from pushdemo.delivery.subscription import Pace, Subscription, retry_when_refused
+from pushdemo.server.offer import Park
+from pushdemo.server.workers import Dispatcher, Workers
 from pushdemo.topics.topic import Topic
+from pushdemo.transports import sse
 from tests.support import Client, port_of, pserve, serving, wait_until
 
 THREADS = 4
@@ -181,6 +186,35 @@ def test_no_place_is_lost_whatever_becomes_of_the_body(
         running.news.publish("x" * 200_000)  # what a compressor keeps is soon too much for it
         wait_until(lambda: not running.taken, what="the end of the last client")
         wait_until(lambda: not running.news.clients)
+
+
+def test_a_body_that_is_dropped_in_its_midst_gives_its_turn_back_in_a_thread_of_its_own() -> None:
+    """The garbage collector finds it, and whoever it runs in may hold the locks that the end takes."""
+    ended = list[tuple[str, int]]()
+
+    def note(what: str) -> None:
+        ended.append((what, threading.get_ident()))
+
+    class Noting(Workers):
+        def give(self) -> None:
+            super().give()
+            note("turn")
+
+    topic, workers = Topic("news", content_type="text/plain"), Noting(Dispatcher(), 1)
+    server: Any = SimpleNamespace(workers=workers, turned_away=0, warn_once=lambda *_: None)
+    park = Park(server, lambda: False)
+    body = iter(Dropping(park(Subscription(topic, sse, Pace(), "", lambda: note("place")))))
+    assert b"retry" in next(body)
+    assert topic.clients == 1
+    assert not workers.take(), "the body has the only turn"
+    del body, park
+    assert not ended
+    gc.collect()
+    wait_until(lambda: len(ended) == 2, what="the end of the body")
+    assert {what for what, _ in ended} == {"turn", "place"}
+    assert threading.get_ident() not in {thread for _, thread in ended}
+    assert topic.clients == 0
+    assert workers.take()
 
 
 # -- looked through

@@ -466,6 +466,108 @@ def test_an_upload_pipelined_behind_a_poll_is_told_to_continue_after_it(site: Ne
         assert client.response()[2] == body
 
 
+def test_an_upload_pipelined_behind_a_page_is_told_to_continue_after_it(site: Newsroom) -> None:
+    expecting = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+    with site.client() as client:
+        for number in range(3):
+            client.sock.sendall(requests("/page", "/where") + expecting)
+            assert client.response()[2] == b"the page"
+            assert client.response()[2] == b"|/where"
+            assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            body = b"%d" % number * 1_000
+            client.sock.sendall(body)
+            assert client.response()[2] == body
+
+
+def test_a_client_that_has_left_before_it_is_told_to_continue_is_left_to_the_loop(
+    site: Newsroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker tells it, while the loop may be reading from its socket."""
+    closers, close = list[str](), ParkingChannel.handle_close
+
+    def closing(channel: ParkingChannel) -> None:
+        closers.append(threading.current_thread().name)
+        close(channel)
+
+    monkeypatch.setattr(ParkingChannel, "handle_close", closing)
+    with site.client() as client:
+        client.get("/page").response()
+        ((_, channel),) = site.server._listeners[0].channels.items()
+        busy, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            busy.set()
+            assert go_on.wait(PATIENCE)
+
+        site.server._loop.call_soon(wait)  # it does not see the client leave
+        try:
+            assert busy.wait(PATIENCE)
+            reset(client.sock)
+            wait_until(channel.has_left)
+            channel.request = ParkingRequest(channel.adj)
+            channel.request.received(
+                b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert channel.request.expect_continue
+            channel.send_continue()
+            assert closers == []
+            assert channel.socket is not None
+        finally:
+            go_on.set()
+        wait_until(lambda: channel.socket is None, what="the end of the connection")
+        assert set(closers) == {"test-server"}
+        wait_until(lambda: not site.server._listeners[0].channels)
+    with site.client() as client:
+        assert client.get("/page").response()[2] == b"the page"
+
+
+def test_pages_that_come_behind_a_stream_in_one_packet_are_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream is parked while the loop is still reading the packet."""
+    app, go_on, received = newsroom.main(), threading.Event(), ParkingRequest.received
+    served, streaming = list[str](), list[ParkingChannel]()
+
+    def noting(environ: dict[str, Any], start_response: Any) -> Any:
+        served.append(environ["QUERY_STRING"])
+        assert environ["QUERY_STRING"] != "busy" or go_on.wait(PATIENCE)
+        return app(environ, start_response)
+
+    def slow(request: ParkingRequest, data: bytes) -> int:
+        if data.startswith(b"GET /page?behind=0 "):
+            go_on.set()  # the thread, which is awake, takes the stream
+            wait_until(lambda: streaming[0].socket is None, what="the stream, parked")
+            threading.Event().wait(0.3)
+        return int(received(request, data))
+
+    monkeypatch.setattr(ParkingRequest, "received", slow)
+    with serving(noting, threads=1) as server:
+        site = Newsroom(app, server)
+        with site.client() as stream:
+            stream.get("/page?first").response()
+            streaming.extend(server._listeners[0].channels.values())
+            with site.client() as other:
+                other.get("/page?busy")
+                wait_until(lambda: "busy" in served)
+                stream.sock.sendall(requests("/push/news?transport=sse", *(f"/page?behind={n}" for n in range(5))))
+                assert other.response()[2] == b"the page"
+                assert stream.head()[0] == 200
+                assert other.get("/page?late").response()[2] == b"the page"  # after all that the thread had to do
+            assert served == ["first", "busy", "transport=sse", "late"]
+            assert streaming[0].requests == []
+            for text in (b"a", b"b"):
+                site.news.publish(text.decode())
+                stream.until(b"data: %s\n\n" % text)
+            assert site.held == (1, 1)
+        wait_until(lambda: site.held == (0, 0))
+        gone = weakref.ref(streaming.pop())
+
+        def collected() -> bool:
+            gc.collect()  # Pyramid's requests refer to themselves
+            return gone() is None
+
+        wait_until(collected, what="the end of the stream's channel")
+    assert len(served) == 4
+
+
 def test_an_answer_that_nobody_reads_does_not_stop_the_server() -> None:
     """More than waitress means to buffer, with a request behind it, for which waitress waits until it has been read."""
     with (
@@ -1221,6 +1323,21 @@ def test_headers_that_are_kept_are_those_of_the_response(version: str, connectio
                     assert (headers.get("connection") == "close") == closes
                     if not closes:
                         assert client.get(path, version="1.1").response()[0] == int(said)
+
+
+def test_headers_that_are_lists_are_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """As by waitress, though a server may ask for tuples."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [["X-Own", environ["PATH_INFO"]], ("Content-Length", "2")])
+        return [b"ok"]
+
+    with serving(app) as server, Client(port_of(server)) as client:
+        for path in ("/a", "/b", "/a"):
+            status, headers, body = client.get(path).response()
+            assert (status, headers["x-own"], body) == (200, path, b"ok")
+            assert "connection" not in headers
+    assert caplog.records == []
 
 
 @pytest.mark.heavy

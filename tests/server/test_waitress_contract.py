@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,8 @@ class Idle(WSGITask):
         (HTTPChannel.service, ["self"]),
         (HTTPChannel.del_channel, ["self", "map"]),
         (HTTPChannel.add_channel, ["self", "map"]),
+        (HTTPChannel.send_continue, ["self"]),
+        (HTTPChannel._flush_some, ["self", "do_close"]),
         (Task.__init__, ["self", "channel", "request"]),
         (Task.service, ["self"]),
         (Task.write, ["self", "data"]),
@@ -592,6 +595,76 @@ def test_a_file_behind_an_outbuf_can_be_closed() -> None:
     assert len(buffer) == 10_000
     buffer.close()
     assert file.closed
+
+
+def test_requests_of_one_packet_are_added_under_one_lock() -> None:
+    """Whoever takes the lock meanwhile finds all of them afterwards."""
+    order: list[str] = []
+
+    class Requests(list[Any]):
+        def append(self, request: Any) -> None:
+            order.append("added")
+            super().append(request)
+
+    class Lock:
+        def __enter__(self) -> None:
+            order.append("taken")
+
+        def __exit__(self, *exc: object) -> None:
+            order.append("given")
+
+    with served() as running:
+        running.channel.requests, running.channel.requests_lock = Requests(), Lock()
+        running.send(GET + GET + GET)
+        assert order == ["taken", "added", "added", "added", "given"]
+        assert running.tasks == [running.channel]
+
+
+def test_continue_is_sent_by_flush_some_under_the_lock_of_the_outbufs() -> None:
+    """By `received`, or by the end of a request. The lock may be held by its thread already."""
+    found: list[bool] = []
+
+    with served() as running:
+        flush = running.channel._flush_some
+
+        def noting(*args: Any, **more: Any) -> bool:
+            assert not args
+            assert not more
+            taken = list[bool]()
+            other = threading.Thread(target=lambda: taken.append(running.channel.outbuf_lock.acquire(blocking=False)))
+            other.start()
+            other.join(PATIENCE)
+            found.extend(taken)
+            return bool(flush())
+
+        expecting = GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        running.channel._flush_some = noting
+        running.send(expecting)
+        assert found == [False]
+        assert running.client.recv(1_000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        del running.channel._flush_some
+        running.send(b"hello" + expecting)
+        sent = list[None]()
+        send = running.channel.send_continue
+        running.channel.send_continue = lambda: sent.append(send())
+        with running.channel.outbuf_lock:
+            running.tasks.pop().service()
+        assert len(sent) == 1
+        assert running.client.recv(1_000).endswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def test_flush_some_closes_the_connection_of_a_client_that_has_left_unless_told_not_to() -> None:
+    assert inspect.signature(HTTPChannel._flush_some).parameters["do_close"].default is True
+    with served() as running:
+        running.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        running.client.close()
+        running.channel.outbufs[-1].append(b"hello")
+        running.channel.total_outbufs_len += 5
+        for _ in range(2):
+            assert not running.channel._flush_some(do_close=False)
+            assert running.channel.socket is not None
+        assert not running.channel._flush_some()
+        assert running.channel.socket is None
 
 
 # -- what stands in for waitress's own

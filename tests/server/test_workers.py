@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
-from pushdemo.server.workers import Dispatcher, Work
+from pushdemo.server.workers import Dispatcher, Work, Workers
 from tests.support import PATIENCE, wait_until
 
 
@@ -76,3 +79,68 @@ def test_no_task_is_left_where_turns_and_other_threads_add_at_once(dispatcher: D
     for _ in range(1000):
         assert done.acquire(timeout=PATIENCE)
     assert not done.acquire(blocking=False)
+
+
+# -- turns
+
+
+class Noted:
+    """A request that waits, and notes when it is run and whether with a turn."""
+
+    def __init__(self, name: str, notes: list[tuple[str, bool]]) -> None:
+        self.name = name
+        self.notes = notes
+
+    def run(self, *, turn: bool) -> None:
+        self.notes.append((self.name, turn))
+
+
+def run_all(dispatcher: Dispatcher) -> None:
+    """Do what a thread would, of a dispatcher that has none."""
+    while dispatcher.queue:
+        dispatcher.queue.popleft().service()
+
+
+def test_requests_that_have_waited_in_vain_leave_the_queue_where_the_others_keep_their_order() -> None:
+    dispatcher, notes = Dispatcher(), list[tuple[str, bool]]()
+    workers = Workers(dispatcher, 1)
+    assert workers.take()
+    requests = [Noted(name, notes) for name in "abcdef"]
+    for request in requests:
+        workers.run_later(request, 0 if request.name in "ace" else PATIENCE)
+        if request.name == "c":
+            workers.run(partial(notes.append, ("no request", True)))
+    waiting = {request.name: weakref.ref(request) for request in requests}
+    del request, requests
+    assert not notes
+    workers.expire(time.monotonic())
+    run_all(dispatcher)
+    assert notes == [("a", False), ("c", False), ("e", False)]
+    assert [name for name, request in waiting.items() if request()] == ["b", "d", "f"]
+    assert len(workers._queue) == 4
+    notes.clear()
+    workers.give()
+    run_all(dispatcher)
+    assert notes == [("b", True), ("no request", True), ("d", True), ("f", True)]
+    workers.expire(time.monotonic() + 2 * PATIENCE)
+    run_all(dispatcher)
+    assert len(notes) == 4
+    assert workers.take(), "the turn is given back"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_request_whose_turn_comes_as_its_time_is_over_is_run_once(late: bool) -> None:
+    dispatcher, notes = Dispatcher(), list[tuple[str, bool]]()
+    workers = Workers(dispatcher, 1)
+    assert workers.take()
+    for name in "ab":
+        workers.run_later(Noted(name, notes), 0 if name == "a" else PATIENCE)
+    workers.give()  # it has left the queue, and no thread has come to it
+    assert len(dispatcher.queue) == 1
+    if not late:
+        run_all(dispatcher)
+    workers.expire(time.monotonic())
+    run_all(dispatcher)
+    assert sorted(notes) == [("a", not late), ("b", True)]
+    assert workers.take(), "the turn is given back"
+    assert not workers.take()

@@ -170,6 +170,21 @@ def test_a_topic_is_forgotten_when_its_lifetime_is_over(rooms: Catalog, clock: C
     assert names(rooms) == []
 
 
+def test_a_short_lifetime_is_kept_beside_a_long_one(clock: Clock) -> None:
+    catalog = Catalog(clock=clock, pool=Asleep())
+    catalog.declare(declaration("order.{id}", lifetime=3600))
+    catalog.declare(declaration("room.{id}", lifetime=LIFETIME))
+    catalog.publish(topic("order.{id}", id="1"), "a")
+    catalog.publish(room(1), "a")
+    planned = catalog._sweep_call
+    assert planned
+    assert planned.due == clock.now + LIFETIME
+    clock.now += 1
+    catalog.publish(topic("order.{id}", id="2"), "a")
+    catalog.publish(room(2), "a")
+    assert catalog._sweep_call is planned, "not planned anew for each message"
+
+
 @pytest.mark.parametrize("use", [lambda rooms: rooms.publish(room(1), "b"), lambda rooms: rooms.open(room(1))])
 def test_a_client_or_a_message_begins_the_lifetime_anew(
     rooms: Catalog, clock: Clock, use: Callable[[Catalog], Any]

@@ -186,6 +186,36 @@ def test_an_error_ends_neither_thread_nor_pool(caplog: pytest.LogCaptureFixture)
     assert caplog.messages == ["the pool of the sources met an error and goes on"]
 
 
+def test_a_call_that_has_begun_is_not_cancelled(holds: list[Hold]) -> None:
+    pool = SourcePool()
+    waiting, begun = pool.call_at(pool.clock() + 3600, holds[0]), pool.call_at(pool.clock(), holds[1])
+    assert holds[1].begun.wait(PATIENCE)
+    assert [pool.cancel(call) for call in (waiting, begun)] == [True, False]
+
+
+def test_a_call_may_be_due_in_a_thousand_years() -> None:
+    pool, done = SourcePool(), threading.Event()
+    far = pool.call_at(pool.clock() + 4e10, lambda: None)
+    with pool.changed:
+        assert 0 < (pool._pause(pool.clock()) or 0) < threading.TIMEOUT_MAX
+    pool.call_at(pool.clock() + 0.01, done.set)
+    assert done.wait(PATIENCE)
+    pool.cancel(far)
+    wait_until(lambda: not running(), what="the end of the pool's threads")
+
+
+def test_after_an_error_of_its_own_the_scheduler_begins_again_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, done, errors, good = SourcePool(), threading.Event(), [], SourcePool._take_due
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    monkeypatch.setattr(SourcePool, "_take_due", lambda *_: [][0])
+    pool.call_at(pool.clock(), done.set)
+    wait_until(lambda: errors and not running(), what="the scheduler's end")
+    monkeypatch.setattr(SourcePool, "_take_due", good)
+    pool.start_again()
+    assert done.wait(PATIENCE)
+    wait_until(lambda: not running(), what="the end of the pool's threads")
+
+
 def test_it_turns_no_more_often_than_something_is_due() -> None:
     pool, done = SourcePool(), threading.Event()
     waits: list[float | None] = []

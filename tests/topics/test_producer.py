@@ -209,6 +209,39 @@ def test_twenty_clients_are_given_the_same_message(time: Time, topic: Topic, ser
     assert len({id(topic.following(0)[0]) for _ in range(20)}) == 1
 
 
+def test_a_turn_that_has_begun_has_no_other_beside_it(time: Time, topic: Topic) -> None:
+    """The last client leaves and another comes while a thread is between the pool and the topic."""
+    began, go_on = threading.Semaphore(0), threading.Semaphore(1)
+
+    def source() -> str:
+        began.release()
+        go_on.acquire(timeout=PATIENCE)
+        return "a"
+
+    interval = SLOW / 2.5
+    producer = produce(time, source, interval)
+    topic.join()
+    entries(topic, 1)
+    assert began.acquire(timeout=PATIENCE)
+    time.settle()
+    with topic.lock:
+        due = producer._call
+        assert due
+        time.jump(interval)
+        wait_until(lambda: due.function is None, what="the thread")
+        topic.leave()
+        topic.join()
+    assert began.acquire(timeout=PATIENCE)
+    turns = time.changed.begun
+    time.jump(interval)
+    wait_until(lambda: time.changed.begun > turns, what="the pool's turn")
+    assert not began.acquire(timeout=0.2)
+    go_on.release()
+    assert began.acquire(timeout=PATIENCE)
+    go_on.release()
+    assert entries(topic, 3) == ["a"] * 3
+
+
 def test_the_source_stops_after_the_last_client(time: Time, topic: Topic, series: Series) -> None:
     produce(time, series.generate)
     topic.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 from pyramid.config import Configurator
 from pyramid.request import Request
+from pyramid.router import Router
 
 from pushdemo import json_yield
 from pushdemo.web.expiry import checked, deadline
-from tests.support import SOON, Client, port_of, serving
+from tests import readers
+from tests.support import SOON, Client, port_of, serving, wait_until
 
 
 @pytest.mark.parametrize("expires", [10, 10.0, timedelta(seconds=10), datetime.now(UTC) + timedelta(seconds=10)])
@@ -47,6 +50,9 @@ def test_a_time_that_nobody_can_wait_for_is_refused_too(expires: Any) -> None:
         json_yield(expires=expires)
 
 
+LARGE = "x" * 8_000_000  # more than the sockets keep for a client that does not read
+
+
 class Views:
     """Generators whose streams end in time, and who may read them."""
 
@@ -74,6 +80,11 @@ class Views:
         self.go_on.wait(20)
         yield 2
 
+    @json_yield(expires=3_600)
+    def large(self, request: Request) -> Iterator[str]:
+        while True:
+            yield LARGE
+
 
 @pytest.fixture
 def views() -> Views:
@@ -81,14 +92,18 @@ def views() -> Views:
 
 
 @pytest.fixture
-def port(views: Views) -> Iterator[int]:
+def app(views: Views) -> Router:
     with Configurator() as config:
         config.set_security_policy(views)
         config.include("pushdemo")
-        for name in ("fast", "slow"):
+        for name in ("fast", "slow", "large"):
             config.add_route(name, f"/{name}")
             config.add_view(getattr(views, name), route_name=name, permission="read")
-        app = config.make_wsgi_app()
+        return config.make_wsgi_app()
+
+
+@pytest.fixture
+def port(app: Router, views: Views) -> Iterator[int]:
     with serving(app) as server:
         yield port_of(server)
     views.go_on.set()
@@ -133,6 +148,23 @@ def test_a_generator_that_takes_its_time_holds_no_stream_open(port: int, views: 
         told = lines(client.get("/slow?key=K&transport=jsonlines&last_event_id=1"))
     assert [line["id"] for line in told if "id" in line] == ["2"]
     assert told[-1]["state"] == "done"
+
+
+def test_who_reads_slowly_when_the_right_ends_has_the_whole_item_and_comes_back(app: Router, views: Views) -> None:
+    with serving(app) as server, Client(port_of(server)) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        raw = client.get("/large?key=K&transport=jsonlines").until(b'"xxx')
+        (pull,) = server.hub._pulls
+        pull.body.ends = 0.0  # as if it were time
+        wait_until(lambda: pull.last or not pull.open, timeout=SOON, what="the hub's look at the time")
+        raw += client.rest()
+    found = readers.answer(raw)
+    assert found
+    assert found.whole
+    _, item, end = readers.jsonlines(found)
+    assert (item.id, item.content) == ("1", LARGE)
+    assert end.kind == "retry"
+    assert app.registry["pushdemo.generators"].close(20) == 0
 
 
 @pytest.mark.heavy
