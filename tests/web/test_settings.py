@@ -7,6 +7,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from pushdemo.demo import main
 from pushdemo.web.settings import PREFIX, Settings, SettingsError
-from tests.support import ROOT
+from tests.readers import TRANSPORTS, pushing
+from tests.support import ROOT, wait_until
 
 ROWS = [row for row in dataclasses.fields(Settings) if row.metadata]
 DURATIONS = [row for row in ROWS if isinstance(row.default, float)]
@@ -240,3 +242,16 @@ for key, text in wrong.items():
         "* or origins (scheme://host[:port], in lower case) separated by spaces",
         "a redis://, rediss://, unix:// or redis[s]+sentinel:// URL, or nothing",
     ]
+
+
+def test_a_duration_may_be_longer_than_the_system_can_wait() -> None:
+    long = {row.metadata["key"].removeprefix(PREFIX): 9_999_999_999 for row in DURATIONS}
+    with pushing(long | {"drain": 0}, news={"source": lambda: "a"}) as site, ExitStack() as stack:
+        readers = [stack.enter_context(site.reader(name)) for name in TRANSPORTS]
+        assert [reader.contents(1) for reader in readers] == [["a"]] * len(TRANSPORTS)
+        for reader in readers:
+            if reader.transport == "longpoll":
+                reader.start()
+        wait_until(lambda: site.topics["news"].clients == len(readers), what="all of them")
+        site.topics["news"].publish("b")
+        assert [reader.contents(1) for reader in readers] == [["b"]] * len(TRANSPORTS)
