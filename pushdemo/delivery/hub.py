@@ -134,6 +134,7 @@ class Hub(Loop):
                 return
             client = Pull(self, sock, body, format, unsent, run, self._pulls)
             self.guarded(client.start, fail=client.fail)
+            self._obey(body.pace.orders)
 
         self._hold(sock, adopt, body.close)
 
@@ -220,13 +221,16 @@ class Hub(Loop):
                 self.guarded(pull.half_closed, fail=pull.fail)
 
     def _let_go_at(self, expires: float, client: Stream | Poll, orders: Orders) -> None:
-        self._orders.setdefault(orders, 0)  # the next sweep looks for what this client may have missed meanwhile
+        self._obey(orders)
         if expires < math.inf:
             heapq.heappush(self._expiring, _Expiry(client, expires))
             if len(self._expiring) > self._most_expiring:  # many have left before the end of their right
                 self._expiring = [each for each in self._expiring if each() is not None]
                 heapq.heapify(self._expiring)
                 self._most_expiring = max(_EXPIRING, 2 * len(self._expiring))
+
+    def _obey(self, orders: Orders) -> None:
+        self._orders.setdefault(orders, 0)  # the next sweep looks for what its first client may have missed
 
     def _feeds_of(self, topics: Sequence[Topic]) -> list[Feed]:
         return [self._feed(topic) for topic in topics]

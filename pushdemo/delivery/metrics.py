@@ -123,7 +123,7 @@ class Counters:
     def tally(self, topic: str, transport: str) -> Tally:
         """That of a topic (the names of several, joined by commas, where they share a connection) by a transport.
 
-        Clients choose which topics share a connection: after so many different sets, all others are counted as one.
+        Clients choose which topics share a connection: beyond a number of sets, all others are counted as one.
         """
         # Without the lock, where it is there: all workers come by, and would stand in line for it in each request.
         tally = self._tallies.get((topic, transport))

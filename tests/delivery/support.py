@@ -203,6 +203,7 @@ class Slow:
 
     pace = PACE
     ends = math.inf
+    ordered = False
     name = "slow"
     heartbeat = b"h" * 300_000 + b"\n"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from pushdemo.delivery.rights import Orders
 from tests.delivery.support import PACE, SMALL, Harness, Slow, assert_idle, in_a_thread, reset, rest
 from tests.support import PATIENCE, SOON, wait_until
 
@@ -85,6 +88,21 @@ def test_who_pulls_and_reads_slowly_when_its_right_ends_is_sent_the_whole_item_f
     wait_until(lambda: body.closed)
     assert len(body.closed) == 1
     assert body.tally.figures().stalled == 0
+
+
+def test_an_order_ends_those_that_pull_where_they_are_the_only_clients(harness: Harness) -> None:
+    ours, theirs = harness.pair()
+    body = Slow()
+    body.pace = replace(PACE, orders=Orders())
+    harness.hub.pull(ours, body, chunked=False, unsent=b"", run=in_a_thread)
+    assert body.asked.wait(PATIENCE)
+    harness.pass_time(1)
+    body.ordered = True
+    body.pace.orders.add("ann", None)
+    harness.pass_time(1)
+    assert rest(theirs) == "retry\n"
+    body.due.set()
+    wait_until(lambda: body.closed)
 
 
 @pytest.mark.parametrize("chunked", [True, False])
