@@ -344,6 +344,8 @@ class ParkingChannel(HTTPChannel):
     def send_continue(self) -> None:
         """As in waitress. A client that has left is left to the loop, which may be reading while a worker is here."""
         with self.outbuf_lock:
+            if not self.connected:  # the loop has closed it meanwhile
+                return
             self.continues = True
             try:
                 super().send_continue()

@@ -516,6 +516,7 @@ def test_a_client_that_has_left_before_it_is_told_to_continue_is_left_to_the_loo
             go_on.set()
         wait_until(lambda: channel.socket is None, what="the end of the connection")
         assert set(closers) == {"test-server"}
+        channel.send_continue()  # by a worker that has just found it connected
         wait_until(lambda: not site.server._listeners[0].channels)
     with site.client() as client:
         assert client.get("/page").response()[2] == b"the page"
@@ -1335,7 +1336,7 @@ def test_headers_that_are_lists_are_sent(caplog: pytest.LogCaptureFixture) -> No
     with serving(app) as server, Client(port_of(server)) as client:
         for path in ("/a", "/b", "/a"):
             status, headers, body = client.get(path).response()
-            assert (status, headers["x-own"], body) == (200, path, b"ok")
+            assert (status, headers.get("x-own"), body) == (200, path, b"ok")
             assert "connection" not in headers
     assert caplog.records == []
 
