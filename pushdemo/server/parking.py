@@ -429,10 +429,7 @@ class ParkingChannel(HTTPChannel):
     # -- whoever has it
 
     def forget(self) -> None:
-        """Nothing is read or written here any more: close the files that waitress may have behind its buffers.
-
-        The requests behind this one are not served. The loop may be in their midst: they came with it.
-        """
+        """Serve nothing more, nor what the loop is adding: it came in one packet. Close waitress's files."""
         with self.requests_lock:
             while self.requests:
                 self.requests.pop().close()
