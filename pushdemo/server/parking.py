@@ -22,8 +22,7 @@ Theory of operation. A connection is a `ParkingChannel`, and in one of these sta
 
 Each step is made by the thread that has the channel; there is no turn of the loop between worker, hub and loop. So:
 only the loop closes or reads a channel that it watches; others add to what it watches (`attend`), and only the loop
-takes away, looking again afterwards whether somebody has added meanwhile. A parked channel's socket must
-not be touched by its channel.
+takes away, looking again afterwards whether somebody has added meanwhile. A parked channel leaves its socket alone.
 """
 
 from __future__ import annotations
