@@ -195,7 +195,7 @@ class Stream:
         while True:
             self._changed.clear()
             if self._told:
-                return self._said(self._told.pop(0))
+                return self._told.pop(0)
             if self._client is None:
                 self._open()
                 continue
@@ -204,10 +204,6 @@ class Stream:
                 continue
             if not self._changed.wait(max(0.0, until - time.monotonic())):
                 return None
-
-    def _said(self, heard: Heard) -> Heard:
-        self._last = heard.id or self._last
-        return heard
 
     def _ask(self, client: Subscription | LongPoll) -> list[Heard] | None:
         if isinstance(client, LongPoll):
@@ -233,6 +229,8 @@ class Stream:
 
     def _leave(self, client: Subscription | LongPoll) -> None:
         self._client = None
+        if isinstance(client, Subscription):
+            self._last = client.last_event_id  # of all its topics; what it has taken is told, or waits to be
         for topic in client.topics:
             topic.unlisten(self._notice)
         client.close()

@@ -257,7 +257,7 @@ class Subscription(_Client):
             # The id to come back with until the next message comes. A backlog has its own.
             parts.append(self.transport.notice("reset", "" if backlog else self.last_event_id))
             self.cursors[0].tally.wrote(0, resets=1)
-        elif len(self.cursors) > 1:
+        elif len(self.cursors) > 1 or not (backlog or self._last_event_id == self.last_event_id):
             parts.append(self.transport.notice("begin", self.last_event_id))
         parts += [self.format.encode(message) for message in backlog]
         size = 0

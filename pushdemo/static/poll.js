@@ -58,8 +58,7 @@ export async function* poll(url, { key, after = 0, max, signal, onretry = () => 
   checkCount("after", after, 0);
   if (max !== undefined) checkCount("max", max, 1);
   for (;;) {
-    const query = new URLSearchParams({ key, after, ...(max && { max }) });
-    const answer = await ask(`${url}?${query}`, { signal, onretry, requests });
+    const answer = await ask(addressOf(url, { key, after, ...(max && { max }) }), { signal, onretry, requests });
     if (answer.state === "done") return answer.content;
     after = answer.count;
     yield answer;
@@ -93,7 +92,7 @@ export function newKey() {
  */
 export async function cancel(url, key, requests = {}) {
   const init = { ...(await prepared(requests)), method: "DELETE", keepalive: true };
-  const response = await fetch(`${url}?${new URLSearchParams({ key })}`, init);
+  const response = await fetch(addressOf(url, { key }), init);
   if (!response.ok) throw new Refusal(response.status, await response.json().catch(() => ({})));
   if (response.redirected) throw stranger(response);
 }
@@ -106,7 +105,7 @@ export async function cancel(url, key, requests = {}) {
  * @returns {void}
  */
 export function leave(url, key) {
-  navigator.sendBeacon(`${url}?${new URLSearchParams({ key, close: "1" })}`);
+  navigator.sendBeacon(addressOf(url, { key, close: "1" }));
 }
 
 /**
@@ -132,12 +131,18 @@ export function sleep(ms, signal) {
   });
 }
 
+/** The view's address with these parameters; it may have some of its own. */
+function addressOf(url, parameters) {
+  const [address] = String(url).split("#");
+  return `${address}${address.includes("?") ? "&" : "?"}${new URLSearchParams(parameters)}`;
+}
+
 async function ask(address, { signal, onretry, requests }) {
   let misdirectedSince;
   for (let failures = 0; ; failures += 1) {
-    const { answer, refusal, reason, told = 0, isLost } = await attempt(address, signal, requests);
+    const { answer, refusal, reason, told = 0, init } = await attempt(address, signal, requests);
     if (answer) return answer;
-    if (isLost && failures >= LASTING && (await isRedirected(address, { signal }))) {
+    if (init && failures >= LASTING && (await isRedirected(address, init))) {
       throw new Refusal(302, { reason: ELSEWHERE });
     }
     let pauses = PAUSES;
@@ -155,14 +160,15 @@ async function ask(address, { signal, onretry, requests }) {
 
 /** Makes one request. Returns its answer, or why there is none yet; throws what will not change by asking again. */
 async function attempt(address, signal, requests) {
-  let response;
+  let response, init;
   try {
     // no-store: Firefox lets a second request for one address wait for the first.
-    response = await fetch(address, { ...(await prepared(requests)), cache: "no-store", signal });
+    init = { ...(await prepared(requests)), cache: "no-store", signal };
+    response = await fetch(address, init);
     if (response.ok && isJson(response)) return { answer: await response.json() };
   } catch (error) {
     signal?.throwIfAborted();
-    return { reason: error.message, isLost: true };
+    return { reason: error.message, init };
   }
   if (response.ok) throw stranger(response);
   const body = await response.json().catch(() => ({}));

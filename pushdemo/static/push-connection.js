@@ -73,7 +73,7 @@ export class Connection {
   /** Asks for the topic in the format `accept`; throws a Stop where the answer is another. */
   async request(accept, signal = this.signal) {
     const { credentials } = this.subscription.options;
-    const headers = await this.headers(accept);
+    const headers = await this.headers(accept, signal);
     // Firefox makes a second request for one URL wait until the first has ended, unless neither may use the cache.
     const response = await this.fetch({ cache: "no-store", headers, credentials, signal });
     if (response.status === 204) throw new Stop("ended");
@@ -94,15 +94,17 @@ export class Connection {
     }
   }
 
-  async headers(accept) {
+  async headers(accept, signal) {
     const { headers } = this.subscription.options;
+    this.making = true; // then silence is the page's own
     try {
-      const made = new Headers(typeof headers === "function" ? await headers() : headers);
+      const made = new Headers(typeof headers === "function" ? await Promise.race([headers(), aborted(signal)]) : headers);
       made.set("Accept", accept);
       return made;
     } catch (error) {
       throw new Stop("waiting", "headers-failed", `the page's headers could not be made: ${error?.message ?? error}`);
     } finally {
+      this.making = false;
       this.signal.throwIfAborted();
     }
   }
@@ -148,6 +150,7 @@ export class Connection {
   }
 
   silence() {
+    if (this.making) return new Stop("waiting", "headers-failed", "the page's headers were not made in time");
     const seconds = (2 * this.heartbeat) / 1000;
     const reason = `nothing came for ${seconds} s, as if something on the way holds the stream back`;
     return new Stop(this.bytes ? "stalled" : "buffered", "held-back", reason);
@@ -207,6 +210,11 @@ export class Connection {
   pauseFor(ms) {
     if (typeof ms === "number") this.retry = timerDelay(ms);
   }
+}
+
+/** Rejects when `signal` is aborted: what a page does meanwhile may take for ever. */
+function aborted(signal) {
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
 }
 
 /** The reason in a plain text or in a JSON object's `message`; nothing from a page that a proxy made. */

@@ -21,8 +21,9 @@ export class Cursor {
 
   /** Takes the ids of those topics that have none yet. */
   add(text) {
-    if (!text.includes(":")) return;
-    this.ids = new Map([...parse(text), ...this.named()]);
+    if (!text) return;
+    if (text.includes(":")) this.ids = new Map([...parse(text), ...this.named()]);
+    else if (!this.isNumbered()) this.ids = new Map([["", text]]);
   }
 
   toString() {

@@ -236,6 +236,8 @@ export class Tabs {
       this.rejoin(); // the leader began after what this tab has
     } else if (event.message) {
       this.hear([event.message]);
+    } else if (event.begin) {
+      subscription.begin(event.begin);
     } else if (event.told) {
       return this.show(event.told);
     } else if (event.reset !== undefined) {
@@ -246,8 +248,11 @@ export class Tabs {
   }
 
   async join({ messages, ids, told }) {
-    if (messages) this.hear(messages);
-    else {
+    const { subscription } = this;
+    if (messages) {
+      this.hear(messages);
+      subscription.begin(ids);
+    } else {
       const stop = await this.catchUp(new Cursor(ids));
       if (stop) return stop;
     }

@@ -135,6 +135,7 @@ function listenTo(connection) {
   const { credentials, events } = options;
   const source = new EventSource(connection.address({ ids: "topic" }), { withCredentials: credentials === "include" });
   let timer;
+  const over = new AbortController();
   return new Promise((resolve, reject) => {
     let open = false;
     const wait = () => {
@@ -169,9 +170,10 @@ function listenTo(connection) {
       open = false;
       connection.subscription.tell("waiting", lost);
     });
-    connection.signal.addEventListener("abort", () => reject(connection.stopped));
+    connection.signal.addEventListener("abort", () => reject(connection.stopped), { signal: over.signal });
     wait();
   }).finally(() => {
+    over.abort();
     clearTimeout(timer);
     source.close();
   });

@@ -194,10 +194,16 @@ class Subscription {
       this.transport = "longpoll";
       this.fallback = { code, reason: message };
     } else if (state === "waiting") {
-      await this.wait(retry ?? this.nextPause(), stop);
+      await this.wait(this.pauseBefore(retry), stop);
     } else if (state === "reset" && ++this.resets > 1) {
       await this.wait(this.nextPause(), stop); // what `load` returns is not an id that the topic knows
     }
+  }
+
+  /** The server's pause, where it asks for one, but not ever again at once: a date that it names may be over here. */
+  pauseBefore(retry) {
+    const own = this.nextPause();
+    return this.failures > 2 ? Math.max(retry ?? own, PAUSES.first) : (retry ?? own);
   }
 
   nextPause() {
@@ -234,8 +240,17 @@ class Subscription {
     globalThis.addEventListener?.("pageshow", () => this.leave(false), { signal });
     page?.addEventListener("freeze", () => this.leave(true), { signal });
     page?.addEventListener("resume", () => this.leave(false), { signal });
-    globalThis.addEventListener?.("online", () => this.hurry(), { signal });
+    globalThis.addEventListener?.("online", () => this.reconnected(), { signal });
     this.look();
+  }
+
+  /** The network is back: a stream that was held back may have been cut off by its absence alone. */
+  reconnected() {
+    if (this.fallback) {
+      Object.assign(this, { transport: this.options.transport, fallback: undefined, stalls: 0 });
+      this.interrupt(new Stop("again"));
+    }
+    this.hurry();
   }
 
   /** Whether this page wants no connection now. */
@@ -296,6 +311,7 @@ class Subscription {
   begin(ids) {
     this.cursor.add(ids);
     this.tabs?.base.add(ids);
+    this.tabs?.relay({ begin: ids });
   }
 
   /** Goes on from `ids`, of all topics, without a message. */

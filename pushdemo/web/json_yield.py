@@ -397,7 +397,7 @@ def answer_failure(error: Exception, request: Request) -> Response:
         request.environ.setdefault("pushdemo.failure", error)  # to be logged if all attempts fail
     else:
         log_failure(request.environ.pop("pushdemo.failure", error), owner, request.url)
-    request.registry[CLIENTS_KEY].counters.refused("generator", 500)
+        request.registry[CLIENTS_KEY].counters.refused("generator", 500)
     count = _sessions(request).count(owner, 0)
     return _respond(request, 500, _document("error", "null", count, owner.key, reason=FAILED))
 

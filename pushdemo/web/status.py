@@ -103,6 +103,7 @@ class Status:
         )
         return {
             **{key: round(sum(stream[key] for stream in streams), 1) for key in sums},
+            "clients": self.clients.all.taken + self.clients.threads.taken,  # one of several topics is in several rows
             "lag": max((stream["lag"] for stream in streams), default=0),
             "refused": sum(self.clients.counters.refusals().values()),
             "places": self.clients.all.taken,
