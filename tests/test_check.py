@@ -254,9 +254,9 @@ def test_silence_beyond_the_heartbeat_is_held_back(
 ) -> None:
     monkeypatch.setattr(check, "_SLACK", 0.0)
     with streaming(EVENT, hold=True) as running:
-        assert run(running.url, "--heartbeat", "0.2") == check.FOUND
+        assert run(running.url, "--heartbeat", "0.2", seconds=2) == check.FOUND
         assert "writes every 0.2 s or sooner" in capsys.readouterr().out
-        assert run(running.url, "--heartbeat", "2") == check.FINE  # of which the silence is less than one and a half
+        assert run(running.url, "--heartbeat", "20") == check.FINE  # of which the silence is less than one and a half
 
 
 def test_an_interrupt_ends_it_with_what_has_been_seen() -> None:

@@ -160,8 +160,8 @@ def rest(sock: socket.socket) -> str:
 
 
 def contents(lines: str) -> list[str]:
-    """The messages of a stream of JSON lines; what is said beside them is in angle brackets."""
-    values = [json.loads(line) for line in lines.splitlines()]
+    """The messages of a stream of JSON lines; in angle brackets what is said beside them, but for where it begins."""
+    values = [value for value in map(json.loads, lines.splitlines()) if value.get("state") != "begin"]
     return [value["content"] if "content" in value else f"<{value['state']}>" for value in values]
 
 

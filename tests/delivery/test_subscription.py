@@ -11,7 +11,7 @@ import pytest
 
 from pushdemo.delivery.subscription import LongPoll, Pace, Subscription, retry_hint
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import jsonlines
+from pushdemo.transports import STREAMS, jsonlines
 from tests.support import PATIENCE, wait_until
 
 PACE = Pace(heartbeat=10 * PATIENCE, longpoll_timeout=10 * PATIENCE)  # longer than any of these tests
@@ -113,7 +113,22 @@ def test_a_long_poll_in_a_thread_is_answered_at_once(
 
 def test_a_quiet_stream_in_a_thread_gets_heartbeats(topic: Watched) -> None:
     stream = iter(Subscription(topic, jsonlines, Pace(heartbeat=0.01)))
-    assert [next(stream) for _ in range(3)] == [b'{"state": "heartbeat"}\n'] * 3
+    first = b'{"state": "heartbeat"}\n{"state": "begin", "last_event_id": "%s"}\n' % topic.id_at(0).encode()
+    assert [next(stream) for _ in range(3)] == [first, *[b'{"state": "heartbeat"}\n'] * 2]
+
+
+@pytest.mark.parametrize("transport", STREAMS)
+@pytest.mark.parametrize("last", ["", "latest"])
+def test_who_has_had_no_message_is_told_where_it_is_and_misses_none(topic: Watched, transport: str, last: str) -> None:
+    if last:
+        topic.publish("a")
+    here = topic.id_at(topic.head)
+    assert Subscription(topic, STREAMS[transport], PACE, last).open().count(here.encode()) > 0
+    assert here.encode() not in Subscription(topic, STREAMS[transport], PACE, here).open(), "it knows"
+    missed = [topic.publish(text).id.encode() for text in "bc"]
+    again = Subscription(topic, STREAMS[transport], PACE, here).open()
+    assert [id in again for id in missed] == [True, True]
+    assert here.encode() not in again
 
 
 def test_clients_are_told_to_come_back_at_different_times() -> None:

@@ -603,7 +603,7 @@ def test_who_starts_a_series_gets_it_from_the_beginning() -> None:
         topic = Topic(NAME, content_type="text/plain")
         topic.producer = Producer(topic, lambda: (yield from "abc"), None, pool=pool)
         body = b"".join(Subscription(topic, jsonlines, Pace()))
-        assert [json.loads(line).get("content") for line in body.splitlines()] == [None, "a", "b", "c", None]
+        assert [json.loads(line).get("content") for line in body.splitlines()] == [None, None, "a", "b", "c", None]
 
 
 def test_a_forked_process_runs_the_source_in_a_thread_of_its_own(time: Time, topic: Topic, series: Series) -> None:

@@ -314,7 +314,8 @@ def test_a_failing_source_is_told_once(transport: str, caplog: pytest.LogCapture
 def test_a_source_that_has_never_made_anything_is_told_to_fail(site: Pushing, news: Topic, transport: str) -> None:
     news.notify("failing")
     with site.reader(transport, address(news)) as reader:
-        assert reader.take(1) == [FAILING]
+        (failing,) = reader.take(1)
+        assert failing._replace(id="") == FAILING  # a multipart header has the id where the stream begins as well
         publish(news, 1)
         assert reader.take(1) == numbered(news, 1)
 
