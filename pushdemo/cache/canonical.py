@@ -61,6 +61,8 @@ def canonical(value: Any) -> bytes:
     if kind is Instance:
         value = value()
         kind = type(value)
+        if value is None:  # it is gone
+            raise NotCanonicalError(Instance)
     encode = _BY_EQUALITY.get(kind.__eq__)
     try:
         if encode is not None and isinstance(value, enum.Enum):

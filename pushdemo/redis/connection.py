@@ -90,7 +90,7 @@ class Link:
     def _begin_in_child(self) -> None:
         self._trying = threading.Lock()  # held by the one caller that tries a Redis which is known to be in trouble
         self._closed = threading.Event()
-        self._lock = threading.Lock()  # guards the rest
+        self._lock = threading.RLock()  # guards the rest; reentrant for a garbage collection, as the pool's
 
     # -- what is known
 

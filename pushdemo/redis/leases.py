@@ -103,6 +103,7 @@ class Leases:
         self._members: dict[Contender, None] = {}
         self._to_try: dict[Contender, None] = {}
         self._anyway: deque[Contender] = deque()  # whose turn it is to try without a reason; the thread's own
+        self._offers: list[Call] = []  # that Redis has yet to take; the thread's own
         self._renewed = float("-inf")  # when the node's key was last renewed; the thread's own
 
     # -- any thread
@@ -155,23 +156,30 @@ class Leases:
     def _beat(self) -> None:
         """Renew what this node has, and get what it wants. Raises RedisUnavailableError."""
         members = self._all()
-        offered = []
         for producer in members:
             if (lease := producer.reviewed()) is not None:
-                offered.append(producer.offering(self._offer, lease, self.node))
+                self._offers.append(producer.offering(self._offer, lease, self.node))
             self._forget(producer)
-        if not members:
+        if not members and not self._offers:
             self._renewals.discard(self._beat)
             with self._lock:
                 if self._members:  # a moment ago
                     self._renewals.add(self._beat)
             return
         self._renew_all(members)
-        for number in range(0, len(offered), CHUNK):
-            self._link.ask(offered[number : number + CHUNK])
+        self._make_offers()
         while chunk := self._chunk():
             self._try(chunk)
             self._renew_all(members)
+
+    def _make_offers(self) -> None:
+        """Let other nodes have what this one needs no more: as often as it takes, since nobody offers it again."""
+        while offers := self._offers[:CHUNK]:
+            answers = self._link.ask(offers)
+            refused = [each for each in zip(offers, answers, strict=True) if isinstance(each[1], RedisUnavailableError)]
+            self._offers[: len(offers)] = [call for call, _ in refused]
+            if refused:
+                raise refused[0][1]
 
     def _renew_all(self, members: Sequence[Contender]) -> None:
         if self._clock() < self._renewed + renewals.BEAT / 2:

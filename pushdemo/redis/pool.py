@@ -142,7 +142,8 @@ class Pool:
     def _begin_in_child(self) -> None:
         """Begin with nothing: in a forked process, the connections are the parent's."""
         # Guards all below. An interrupt in a condition's own `with` would leave it locked.
-        self._lock = threading.Lock()
+        # Reentrant: while a connection is made, a garbage collection may run what needs Redis.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._idle: list[tuple[Any, float]] = []  # the one used last at the end, each with when that was
         # With the generation in which it was taken; without those that an interrupted thread has dropped.

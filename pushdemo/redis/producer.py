@@ -148,8 +148,9 @@ class RedisProducer(Producer):
 
     def taking(self, script: Script, node: str, prefix: str) -> Call:
         """See Contender."""
-        topic = self.topic
-        return script.with_([topic.key, topic.stream], [*topic.known(), node, prefix, topic.channel])
+        topic, lease = self.topic, self.lease
+        fence = lease.fence if lease and lease.epoch == topic.epoch else ""
+        return script.with_([topic.key, topic.stream], [*topic.known(), node, prefix, topic.channel, fence])
 
     def answered(self, call: Call, answer: Sequence[Any], node: str) -> None:
         """See Contender."""
@@ -196,6 +197,11 @@ class RedisProducer(Producer):
             self._say(*self._unsaid)
         else:
             super()._step()
+
+    def _end_run(self) -> None:
+        super()._end_run()
+        if self._unsaid and self._unsaid[1] != "end":  # the next run says what is so by then
+            self._unsaid = None
 
     def _publish(self, value: Any) -> None:
         self._say(self.topic.encode(self.topic.content_type, value), "message")

@@ -88,6 +88,7 @@ local function add(at, topic, entry)
   end
   redis.call('HSET', at.state, 'number', number, 'notices', notices, 'nonce', entry.nonce)
   if entry.kind == 'end' then redis.call('HSET', at.state, 'ended', 1) end
+  if string.find(entry.event, ' ', 1, true) then news = {'1'} end -- spaces divide its fields: others look
   redis.pcall('PUBLISH', at.channel, table.concat(news, ' ') .. '\n' .. entry.body)
   return number, notices
 end

@@ -111,6 +111,7 @@ local function add(at, topic, entry)
   end
   redis.call('HSET', at.state, 'number', number, 'notices', notices, 'nonce', entry.nonce)
   if entry.kind == 'end' then redis.call('HSET', at.state, 'ended', 1) end
+  if string.find(entry.event, ' ', 1, true) then news = {{'{FORMAT}'}} end -- spaces divide its fields: others look
   redis.pcall('PUBLISH', at.channel, table.concat(news, ' ') .. '\\n' .. entry.body)
   return number, notices
 end
@@ -225,8 +226,9 @@ for each = 2, #KEYS do there[each - 1] = redis.call('EXISTS', KEYS[each]) end
 return there
 """
 
-# KEYS: the state, the stream. ARGV[6] on: the caller's node, what the keys of nodes begin with, and the topic's
-# channel, where a node hears that another has taken what it had offered.
+# KEYS: the state, the stream. ARGV[6] on: the caller's node, what the keys of nodes begin with, the topic's channel,
+# where a node hears that another has taken what it had offered, and the fence of the lease that the caller has had.
+# Where nobody has taken that since, it goes on with the same fence: its source may be saying something.
 # Returns what `since` does, the fence of the caller's lease (0 without one), and the holder ('' of an ended topic).
 TAKE = f"""{_LIFE}{_SINCE}{_CALLER}
 local topic = life(KEYS[1], KEYS[2], caller)
@@ -237,6 +239,9 @@ if topic.ended then
   answer[6] = ''
 elseif topic.holder == ARGV[6] and topic.fence then
   answer[5] = tonumber(topic.fence)
+elseif not topic.holder and topic.fence == ARGV[9] and topic.epoch == caller[1] then
+  answer[5], answer[6] = tonumber(topic.fence), ARGV[6]
+  redis.call('HSET', KEYS[1], 'holder', ARGV[6])
 elseif not topic.holder or redis.call('EXISTS', ARGV[7] .. topic.holder) == 0 then
   local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
   answer[5], answer[6] = fence, ARGV[6]

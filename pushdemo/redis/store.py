@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pushdemo.cache.canonical import NotCanonicalError
-from pushdemo.cache.keys import Key
+from pushdemo.cache.keys import Key, is_dead
 from pushdemo.cache.store import CachetoolsStore, Entry, Timer
 from pushdemo.forking import call_in_child
 from pushdemo.redis.connection import Call, Fields, Link
@@ -155,7 +155,7 @@ class RedisStore:
     def settle(self, key: Key, claim: object, entry: Entry | None) -> bool:
         """See Store."""
         if not isinstance(claim, Claim):
-            return self._end_turn(key, claim, entry)
+            return self._end_turn(key, claim, entry, self._digest(key))
         if claim.life is not self._life:
             return False
         if claim.beat:
@@ -236,7 +236,9 @@ class RedisStore:
     # -- Redis
 
     def _digest(self, key: Key) -> str | None:
-        """The name of the call in all processes; None for one that only this process can know."""
+        """The name of the call in all processes; None for one that only this process can know, or could."""
+        if is_dead(key):
+            return None
         try:
             return digest(key)
         except NotCanonicalError as error:

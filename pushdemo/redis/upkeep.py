@@ -22,6 +22,7 @@ _MOST = 2000  # topics that a survey tells of; where more have changed, all look
 _STALE = 30.0  # seconds after which a survey cannot tell any more what has changed since the one before
 _TOGETHER = 500  # topics that are touched by one call
 _HOUR = 3600.0
+_AGAIN = 5.0  # seconds until declarations that Redis has refused are left there again
 _PROBE = "~probe"  # no name of a topic
 
 
@@ -49,7 +50,7 @@ class Upkeep:
         self._touch = link.script(TOUCH, writes=False)
         self._declare = link.script(DECLARE)
         self._probe = link.script(PUBLISH, publishes=True)
-        self._probing = RedisTopic(link, "probe", history=1, lifetime=60.0)
+        self._probing = RedisTopic(link, _PROBE, history=1, lifetime=60.0, pattern="probe")
         self._life, self._number = "", 0
         self._surveyed = float("-inf")
         self._lock = threading.Lock()  # guards the next two
@@ -107,10 +108,15 @@ class Upkeep:
             self._declare_due = now + _HOUR
         if declared:
             keys = [self._link.key(FORMAT, "declared", each.pattern) for each in declared]
-            self._declare(
-                [*keys, self._link.key(FORMAT, "channels")],
-                [KEPT, *(each.text() for each in declared), self._link.news(FORMAT, "topic", "")],
-            )
+            texts = [each.text() for each in declared]
+            try:
+                self._declare(
+                    [*keys, self._link.key(FORMAT, "channels")], [KEPT, *texts, self._link.news(FORMAT, "topic", "")]
+                )
+            except BaseException:
+                with self._lock:
+                    self._declare_due = min(self._declare_due, now + _AGAIN)
+                raise
 
     def _probe_writes(self) -> None:
         topic = self._probing

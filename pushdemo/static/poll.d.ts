@@ -1,13 +1,13 @@
 /**
  * Yields the answers of a generator session, until its generator ends.
  *
- * @param {string} url  the view
+ * @param {string|URL} url  the view
  * @param {Session & Requests} options
  * @returns {AsyncGenerator<{content: any, count: number}, any, undefined>}  it returns what the generator has returned
  * @throws {Refusal}
  * @throws {TypeError} for an option that cannot be
  */
-export function poll(url: string, { key, after, max, signal, onretry, ...requests }: Session & Requests): AsyncGenerator<{
+export function poll(url: string | URL, { key, after, max, signal, onretry, ...requests }: Session & Requests): AsyncGenerator<{
     content: any;
     count: number;
 }, any, undefined>;
@@ -20,21 +20,21 @@ export function newKey(): string;
 /**
  * Ends a session: its generator's work stops at its next `yield`.
  *
- * @param {string} url
+ * @param {string|URL} url
  * @param {string} key
  * @param {Requests} [requests]
  * @returns {Promise<void>}
  * @throws {Refusal}
  */
-export function cancel(url: string, key: string, requests?: Requests): Promise<void>;
+export function cancel(url: string | URL, key: string, requests?: Requests): Promise<void>;
 /**
  * Ends a session while the page closes, when nothing waits for an answer any more. It sends no headers.
  *
- * @param {string} url
+ * @param {string|URL} url
  * @param {string} key
  * @returns {void}
  */
-export function leave(url: string, key: string): void;
+export function leave(url: string | URL, key: string): void;
 /**
  * Waits `ms`. Where `signal` is aborted before, it throws the signal's reason.
  *

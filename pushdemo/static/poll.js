@@ -48,7 +48,7 @@ export class Refusal extends Error {
 /**
  * Yields the answers of a generator session, until its generator ends.
  *
- * @param {string} url  the view
+ * @param {string|URL} url  the view
  * @param {Session & Requests} options
  * @returns {AsyncGenerator<{content: any, count: number}, any, undefined>}  it returns what the generator has returned
  * @throws {Refusal}
@@ -84,7 +84,7 @@ export function newKey() {
 /**
  * Ends a session: its generator's work stops at its next `yield`.
  *
- * @param {string} url
+ * @param {string|URL} url
  * @param {string} key
  * @param {Requests} [requests]
  * @returns {Promise<void>}
@@ -100,7 +100,7 @@ export async function cancel(url, key, requests = {}) {
 /**
  * Ends a session while the page closes, when nothing waits for an answer any more. It sends no headers.
  *
- * @param {string} url
+ * @param {string|URL} url
  * @param {string} key
  * @returns {void}
  */

@@ -96,15 +96,19 @@ export class Connection {
 
   async headers(accept, signal) {
     const { headers } = this.subscription.options;
+    signal.throwIfAborted();
     this.making = true; // then silence is the page's own
+    const over = new AbortController();
     try {
-      const made = new Headers(typeof headers === "function" ? await Promise.race([headers(), aborted(signal)]) : headers);
+      const isMade = typeof headers !== "function";
+      const made = new Headers(isMade ? headers : await Promise.race([headers(), aborted(signal, over.signal)]));
       made.set("Accept", accept);
       return made;
     } catch (error) {
       throw new Stop("waiting", "headers-failed", `the page's headers could not be made: ${error?.message ?? error}`);
     } finally {
       this.making = false;
+      over.abort();
       this.signal.throwIfAborted();
     }
   }
@@ -212,9 +216,9 @@ export class Connection {
   }
 }
 
-/** Rejects when `signal` is aborted: what a page does meanwhile may take for ever. */
-function aborted(signal) {
-  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+/** Rejects when `signal` is aborted, until `over`: what a page does meanwhile may take for ever. */
+function aborted(signal, over) {
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { signal: over }));
 }
 
 /** The reason in a plain text or in a JSON object's `message`; nothing from a page that a proxy made. */

@@ -23,7 +23,7 @@ export class Cursor {
   add(text) {
     if (!text) return;
     if (text.includes(":")) this.ids = new Map([...parse(text), ...this.named()]);
-    else if (!this.isNumbered()) this.ids = new Map([["", text]]);
+    else if (!this.isNumbered() && !Number.isNaN(split(text)[1])) this.ids = new Map([["", text]]);
   }
 
   toString() {

@@ -13,7 +13,7 @@ export const READERS = { multipart: readMultipart, sse: readEvents, jsonlines: r
 
 const POLL_PATIENCE = 120_000; // ms, or 8 heartbeats: a poll that takes longer has lost its server
 const POLL_STATES = ["ready", "waiting", "failing", "done"];
-const AT_ONCE = 1000; // ms: a poll that takes longer has waited for its message
+const AT_ONCE = 1000; // ms: a poll that takes longer has waited for its message, a browser for the server's pause
 
 async function readMultipart(connection) {
   const { type, incoming } = await connection.stream("multipart/x-mixed-replace");
@@ -138,6 +138,8 @@ function listenTo(connection) {
   const over = new AbortController();
   return new Promise((resolve, reject) => {
     let open = false;
+    let opened, empty; // when the stream has begun, and whether no message has come over it
+    let soon = 0; // times in a row that the browser has come back at once from an empty stream
     const wait = () => {
       clearTimeout(timer);
       timer = setTimeout(() => resolve({ refused: false }), timerDelay(2 * connection.heartbeat));
@@ -145,6 +147,7 @@ function listenTo(connection) {
     const on = (name, act) => source.addEventListener(name, act);
     const message = ({ type, lastEventId, data }) => {
       wait();
+      empty = false;
       connection.flowed();
       const topic = cursor.topicOf(lastEventId);
       const event = type === "message" ? undefined : type;
@@ -158,7 +161,9 @@ function listenTo(connection) {
     on("working", () => connection.work());
     on("end", () => reject(new Stop("ended")));
     on("open", () => {
-      open = true;
+      const now = performance.now();
+      soon = empty && now - opened < AT_ONCE ? soon + 1 : 0;
+      [open, opened, empty] = [true, now, true];
       wait();
       connection.heard();
     });
@@ -167,6 +172,7 @@ function listenTo(connection) {
       // Once the browser may connect again by itself, after the server's own pause; then the growing pause is ours.
       if (!open || source.readyState === EventSource.CLOSED) return resolve({ refused: true });
       if (cursor.named().length) return reject(lost);
+      if (empty && soon > 1) return reject(Object.assign(lost, { retry: AT_ONCE }));
       open = false;
       connection.subscription.tell("waiting", lost);
     });

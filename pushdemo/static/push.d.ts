@@ -100,7 +100,8 @@ export type Options = {
     acrossTabs?: string | undefined;
     /**
      * for each request; a function is called
-     * before each attempt, and once more after 401 and 403. Not with "sse": an EventSource sends no headers of a page's own
+     * before each attempt, and once more after 401 and 403; after two heartbeats it has failed. Not with "sse": an
+     * EventSource sends no headers of a page's own
      */
     headers?: HeadersInit | (() => HeadersInit | Promise<HeadersInit>) | undefined;
     /**

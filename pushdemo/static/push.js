@@ -60,7 +60,8 @@ import { duration, growingPause } from "./retry.js";
  * @property {string} [acrossTabs]  who the user is, or any text: tabs of this browser with the same text and URL share
  *   one connection. It works on https and on localhost; elsewhere each tab has a connection of its own
  * @property {HeadersInit | (() => HeadersInit | Promise<HeadersInit>)} [headers]  for each request; a function is called
- *   before each attempt, and once more after 401 and 403. Not with "sse": an EventSource sends no headers of a page's own
+ *   before each attempt, and once more after 401 and 403; after two heartbeats it has failed. Not with "sse": an
+ *   EventSource sends no headers of a page's own
  * @property {RequestCredentials} [credentials]  as `fetch` has it. With "sse" not "omit", which an EventSource cannot do
  * @property {boolean|string[]} [text]  true for plain text, or the names of such topics: an EventSource hides a
  *   message's type, so that over "sse" a text that reads as JSON would come as its value ("42" as the number)
@@ -246,7 +247,7 @@ class Subscription {
 
   /** The network is back: a stream that was held back may have been cut off by its absence alone. */
   reconnected() {
-    if (this.fallback) {
+    if (this.fallback && !this.isResting()) {
       Object.assign(this, { transport: this.options.transport, fallback: undefined, stalls: 0 });
       this.interrupt(new Stop("again"));
     }

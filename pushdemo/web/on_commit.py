@@ -62,6 +62,7 @@ def _waiting_in(session: Any) -> list[_Waiting]:
         waiting = session.info[_KEY] = []
         event.listen(session, "after_commit", _committed)
         event.listen(session, "after_soft_rollback", _rolled_back)
+        event.listen(session, "after_transaction_end", _ended)
     return waiting
 
 
@@ -79,6 +80,12 @@ def _committed(session: Any) -> None:
     publications = [each.publication for each in waiting]
     waiting.clear()
     send_all(publications)
+
+
+def _ended(session: Any, transaction: Any) -> None:
+    """Drop what has not been sent: `Session.close` rolls back without a word."""
+    if transaction.parent is None:
+        _rolled_back(session, transaction)
 
 
 def _rolled_back(session: Any, transaction: Any) -> None:
