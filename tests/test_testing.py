@@ -38,6 +38,8 @@ def configure(config: Configurator) -> None:
     config.add_view(say, route_name="say", renderer="json", request_method="POST")
     config.add_route("push", "/push/{topic}")
     config.add_view(lambda request: request.push(request.matchdict["topic"]), route_name="push")
+    config.add_route("both", "/both")
+    config.add_view(lambda request: request.push("news", "rooms.{room}", room="tea"), route_name="both")
     config.add_route("room", "/rooms/{room}")
     config.add_view(lambda request: request.push("rooms.{room}", room=request.matchdict["room"]), route_name="room")
     config.add_route("rate", "/rate")
@@ -100,6 +102,26 @@ def test_a_stream_is_read_cut_resumed_and_reset(app: TestApp, transport: str) ->
         assert stream.next().kind == "end"
     assert app.app.registry["pushdemo.topics"]["news"].clients == 0
     assert app.app.registry["pushdemo.clients"].all.taken == 0
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_stream_of_several_topics_goes_on_in_each_of_them(app: TestApp, transport: str) -> None:
+    def both(value: str) -> None:
+        publish(app, value)
+        app.post("/say/tea", value)
+
+    both("old")
+    with testing.listen(app, "/both", transport=transport) as stream:
+        assert [stream.next().content for _ in range(2)] == ["old", "old"]
+        stream.drop()
+        both("a")
+        both("b")
+        heard = [stream.next() for _ in range(4)]
+        assert {each.kind for each in heard} == {"message"}
+        assert sorted(each.content for each in heard) == ["a", "a", "b", "b"], (
+            "at one time of a clock that stands still"
+        )
+        stream.nothing()
 
 
 def test_a_message_that_does_not_come_fails_the_test_in_time(app: TestApp) -> None:

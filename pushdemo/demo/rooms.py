@@ -103,10 +103,14 @@ class RoomViews:
         """Stream what is said in the room, from the beginning of its history, and how many are there."""
         return self.request.push(MESSAGES, THERE, room=self.room, start="earliest")
 
+    def _given(self, field: str) -> str:
+        value = self.request.POST.get(field)
+        return value if isinstance(value, str) else ""  # it may be a file
+
     @view_config(request_method="POST", require_csrf=True)
     def say(self) -> Response:
         """Publish what the visitor says. A form without a script is led back to the page."""
-        name, text = (" ".join(self.request.POST.get(field, "").split()) for field in ("name", "text"))
+        name, text = (" ".join(self._given(field).split()) for field in ("name", "text"))
         if not 1 <= len(name) <= LONGEST_NAME or ":" in name:
             raise HTTPBadRequest(f"A name has 1 to {LONGEST_NAME} characters, and no colon.")
         if not 1 <= len(text) <= LONGEST_TEXT:

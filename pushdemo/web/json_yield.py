@@ -216,7 +216,9 @@ def _get(
     transport = None if plain else itemstream.asked_for(request)
     if transport is None:
         return _with_turn(request, lambda: _poll(request, query, sessions, owner, start, options.accumulate))
-    after = _number({**query, **_resumed(request)}, "after", 0, AFTER_LIMIT)
+    after = _number(query, "after", 0, AFTER_LIMIT)
+    if last_event_id := last_event_id_of(request):  # a reader that comes back by itself says it so
+        after = _number({"last_event_id": last_event_id}, "last_event_id", 0, AFTER_LIMIT)
     clients: Clients = request.registry["pushdemo.clients"]
     ends = deadline(clients.expire if options.expires is None else options.expires)
     response = itemstream.respond(
@@ -286,12 +288,6 @@ def _number(query: Any, name: str, least: int, limit: int) -> int | None:
     if text.isascii() and text.isdecimal() and len(text) <= len(str(limit)) and least <= int(text) <= limit:
         return int(text)
     raise Refused(400, f"{name}={text[:40]}: must be a whole number from {least} to {limit}", parameter=name)
-
-
-def _resumed(request: Request) -> dict[str, str]:
-    """The id of the last item that a stream has brought, as the reader says it when it comes back."""
-    last_event_id = last_event_id_of(request)
-    return {"after": last_event_id} if last_event_id else {}
 
 
 def _close(request: Request, sessions: Sessions, owner: Owner) -> Response:

@@ -77,6 +77,13 @@ def test_what_cannot_be_said_is_refused_and_says_why(app: TestApp, name: str, te
     assert said(app, "lobby") == []
 
 
+def test_a_file_is_nothing_that_can_be_said(app: TestApp) -> None:
+    token = app.get("/rooms/lobby").forms[0]["csrf_token"].value
+    fields = {"name": "Ann", "csrf_token": token}
+    answer = app.post("/rooms/lobby", fields, upload_files=[("text", "a.txt", b"Hello")], status=400)
+    assert "A message has 1 to" in answer.text
+
+
 def test_line_breaks_do_not_make_a_message_look_like_two(app: TestApp) -> None:
     say(app, "lobby", text="one\r\nBen: two")
     assert said(app, "lobby") == ["Ann: one Ben: two"]

@@ -332,6 +332,23 @@ def test_what_is_wrong_is_said_before_the_stream_begins(port: int) -> None:
             assert client.get(path, "Accept: text/event-stream").head()[0] == status
 
 
+@pytest.mark.parametrize(
+    ("query", "header", "parameter"),
+    [
+        ("after=x", "", "after"),
+        ("last_event_id=x", "", "last_event_id"),
+        ("after=1", "Last-Event-ID: x", "last_event_id"),
+    ],
+)
+def test_the_parameter_that_is_wrong_is_named(port: int, query: str, header: str, parameter: str) -> None:
+    with Client(port) as client:
+        client.get(f"/three?key=a&{query}", "Accept: text/event-stream", *filter(None, [header]))
+        status, _, body = client.response()
+    answer = json.loads(body)
+    assert (status, answer["parameter"]) == (400, parameter)
+    assert answer["reason"].startswith(f"{parameter}=x: ")
+
+
 @pytest.mark.parametrize("app", [{"pushdemo.max_clients": "1"}], indirect=True)
 def test_a_stream_takes_one_of_the_places(port: int, views: Generators) -> None:
     with Client(port) as first:

@@ -139,6 +139,14 @@ def test_rates_are_of_the_last_seconds(demo: Router) -> None:
     assert status.report()["rates_over"] == 2.5, "two who ask at once are told the same, and not of a moment"
 
 
+def test_a_client_of_several_topics_is_one(demo: Router) -> None:
+    app = TestApp(demo)
+    with serving(demo) as server, Client(port_of(server)) as client:
+        client.get("/rooms/lobby/stream?transport=jsonlines").head()
+        wait_until(lambda: sum(each["clients"] for each in report(app)["streams"]) == 2, what="its two rows")
+        assert report(app)["total"]["clients"] == report(app)["total"]["places"] == 1
+
+
 def test_clients_and_their_lag_are_told_while_they_are_there(demo: Router) -> None:
     demo.registry["pushdemo.topics"]["server"].producer = None
     topic = demo.registry["pushdemo.topics"]["server"]

@@ -345,6 +345,21 @@ def test_a_poll_that_is_tried_again_gives_its_item_again(shop: Callable[..., Sho
     assert [site.poll("counting", max=2)[1]["content"] for _ in range(2)] == [[4, 5], [6, 7]]
 
 
+def test_only_a_failure_of_the_last_attempt_is_counted(shop: Callable[..., Shop]) -> None:
+    tries: list[int] = []
+
+    def failing(request: Request) -> Iterator[int]:
+        tries.append(1)
+        if len(tries) % 3:
+            raise RetryableException("a conflict")
+        yield 1
+
+    site = shop({"failing": failing})
+    assert site.poll("failing")[0] == 200
+    assert len(tries) == 3
+    assert site.wsgi.registry["pushdemo.clients"].counters.refusals() == {}
+
+
 def conflicting_tween(handler: Any, registry: Any) -> Any:
     """Lets each request's first attempt fail after its view."""
 
