@@ -71,7 +71,8 @@ def json_yield(
     A request that prefers `text/event-stream` or another streaming transport gets the items as they come, in one
     response; the generator runs only as fast as the client reads. The id of an item is its count: a client that comes
     back says it as `Last-Event-ID` or in `last_event_id`, and goes on after it. The last `pushdemo.history` items are
-    kept for that, and for polls those of the last answer.
+    kept for that, and for polls those of the last answer. What is on its way counts as read: where small items come so
+    fast that more of them are in the buffers of the network, a client that was cut off is answered 410.
 
     The answer: `{"state": "ready", "content": ..., "count": n, "key": ...}`, at the end "done" and what the generator
     returns. Items are what JSON carries, or the application's own renderer "json". All that fails is "error" with a
