@@ -3,7 +3,7 @@
  * `modules` are the exports of push.js and of poll.js.
  */
 export function drive(modules, send) {
-  const { subscribe, poll, cancel, sleep, newKey } = modules;
+  const { subscribe, poll, cancel, leave, sleep, newKey } = modules;
   const subscriptions = new Map();
   const sessions = new Map();
   const commands = {
@@ -27,12 +27,14 @@ export function drive(modules, send) {
       subscriptions.get(name).close();
       send({ name, closed: subscriptions.get(name).lastEventId });
     },
-    async poll({ name, url, options }) {
+    async poll({ name, url, isObject, options }) {
       const abort = new AbortController();
       sessions.set(name, abort);
       const onretry = (retry) => send({ name, retry });
       try {
-        for await (const answer of poll(url, { ...options, signal: abort.signal, onretry })) send({ name, answer });
+        const say = (kind) => (value) => send({ name, [kind]: value });
+        const session = { ...revived(options, say), signal: abort.signal, onretry };
+        for await (const answer of poll(isObject ? new URL(url) : url, session)) send({ name, answer });
         send({ name, done: true });
       } catch (error) {
         send({ name, error: { ...error, name: error.constructor.name, message: error.message } });
@@ -41,11 +43,17 @@ export function drive(modules, send) {
     abort({ name }) {
       sessions.get(name).abort();
     },
-    async cancel({ name, url, key }) {
-      await cancel(url, key).then(
+    async cancel({ name, url, isObject, key }) {
+      await cancel(isObject ? new URL(url) : url, key).then(
         () => send({ name, done: true }),
         (error) => send({ name, error: { ...error, name: error.constructor.name, message: error.message } }),
       );
+    },
+    leave({ url, isObject, key }) {
+      leave(isObject ? new URL(url) : url, key);
+    },
+    tooLate() {
+      for (const reject of held.splice(0)) reject(new TypeError("too late"));
     },
     async sleep({ name, ms, abortAfter }) {
       const abort = new AbortController();
@@ -71,13 +79,16 @@ export function drive(modules, send) {
 /**
  * What JSON cannot carry: `{number: "NaN"}`; and functions, whose calls return one of a list after the other, and the
  * last one again and again. `load: ["e-1"]` returns ids; `headers: {calls: [{A: "1"}]}` returns headers. An Error is
- * `{error: "..."}`.
+ * `{error: "..."}`; what is not settled before `tooLate` is `{held: true}`.
  */
+const held = [];
+
 function revived({ named, ...options }, say) {
   const calls = (kind, list) => async () => {
     const value = list.length > 1 ? list.shift() : list[0];
     say(kind)(value);
     if (value?.error) throw new TypeError(value.error);
+    if (value?.held) await new Promise((_, reject) => held.push(reject));
     return value;
   };
   for (const [name, value] of Object.entries(options)) if (value?.number) options[name] = Number(value.number);

@@ -90,6 +90,13 @@ class Engine:
         self.tell({"do": what, "name": name, **parameters})
         return Watch(self, name)
 
+    def mistakes(self) -> list[str]:
+        """What nobody has caught since the last call."""
+        self.read("uncaught", self.uncaught.told, 0)
+        errors = self.uncaught.of("error")
+        self.uncaught.told.clear()
+        return errors
+
     def tell(self, command: dict[str, Any]) -> None:
         raise NotImplementedError
 

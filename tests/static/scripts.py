@@ -60,12 +60,17 @@ def numbered(transport: str, count: int, chance: random.Random, broken: float) -
     The share `broken` of them stops with a reset rather than an end.
     """
     form = STREAMS[transport]
+    preamble = form.opening + form.retry(1)
+    begun: list[int] = []  # with what the clients had: after two streams without a message they would rest
 
     def script(exchange: Exchange) -> None:
         last = int(exchange.last_event_id.removeprefix("e-") or 0)
         sent = [Sent(f"e-{number}", f"<message>{number}</message>") for number in range(last + 1, count + 1)]
-        data = form.opening + form.retry(1) + b"".join(map(form.message, sent)) + form.end
-        cut = len(data) if last == count else chance.randrange(len(form.opening + form.retry(1)), 500)
+        messages = [*map(form.message, sent)]
+        data = preamble + b"".join(messages) + form.end
+        least = len(preamble) + (len(messages[0]) if messages and begun[-1:] == [last] else 0)
+        begun.append(last)
+        cut = len(data) if last == count else chance.randrange(least, 500)
         exchange.stream(form.content_type, data[:cut])
         if chance.random() < broken:
             exchange.drop()

@@ -9,7 +9,7 @@ import pytest
 from tests.static.engines import BOUND, Browser, Engine, Node
 from tests.static.formats import STREAMS, poll
 from tests.static.scripts import HARD, answers, hangs, never, refuses, says
-from tests.static.wire import Exchange, Wire
+from tests.static.wire import Exchange, Script, Wire
 
 
 def test_after_close_nothing_is_delivered_and_the_server_sees_it(engine: Engine, wire: Wire) -> None:
@@ -179,3 +179,73 @@ def test_the_pause_ends_when_the_page_is_online_again_or_seen(chromium: Browser,
             driver.execute_cdp_cmd("Network.enable", {})
             driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
     watch.state("ended")
+
+
+def refused_stream(wire: Wire, path: str, poll_waits: Script, *then: Script) -> str:
+    """An EventSource that is refused twice while the polls in its place are not: they take over."""
+    first, second = (answers(poll("ready", sent)) for sent in HARD[:2])
+    return wire.on(path, refuses(503), first, refuses(503), second, poll_waits, *then)
+
+
+def test_when_the_network_is_back_a_stream_that_was_given_up_gets_another_chance(chromium: Browser, wire: Wire) -> None:
+    left = threading.Event()
+
+    def waits(exchange: Exchange) -> None:
+        exchange.until_gone()
+        left.set()
+
+    url = refused_stream(wire, "/another-chance", waits, says("sse", STREAMS["sse"].end), never)
+    watch = chromium.subscribe(url, transport="sse")
+    watch.until(lambda watch: watch.states[-1:] and watch.states[-1]["fallback"])
+    wire.until_asked(5)
+    chromium.driver.execute_script("dispatchEvent(new Event('online'))")
+    watch.state("ended")
+    assert left.wait(BOUND)
+    told = [(state["state"], state["transport"], state["fallback"], state["code"]) for state in watch.states][-3:]
+    assert told == [
+        ("connecting", "sse", False, "connecting"),
+        ("live", "sse", False, "live"),
+        ("ended", "sse", False, "ended"),
+    ]
+    assert wire.requests[-1].query == {"last_event_id": "e-2", "ids": "topic"}
+
+
+def test_a_page_that_is_left_is_not_woken_by_the_network(chromium: Browser, wire: Wire) -> None:
+    url = refused_stream(wire, "/left-fallback", hangs, says("sse", STREAMS["sse"].end), never)
+    watch = chromium.subscribe(url, transport="sse")
+    watch.until(lambda watch: watch.states[-1:] and watch.states[-1]["fallback"])
+    for event in ("pagehide", "online", "pageshow"):
+        chromium.driver.execute_script(f"dispatchEvent(new Event('{event}'))")
+        if event == "pagehide":
+            watch.state("paused")
+    watch.state("ended")
+    told = [(state["state"], state["transport"]) for state in watch.states][-4:]
+    assert told == [("paused", "longpoll"), ("connecting", "sse"), ("live", "sse"), ("ended", "sse")]
+
+
+@pytest.mark.parametrize("transport", ["multipart", "jsonlines", "sse", "longpoll"])
+def test_without_a_fallback_the_networks_return_interrupts_nothing(
+    chromium: Browser, wire: Wire, transport: str
+) -> None:
+    back = threading.Event()
+
+    def goes_on(exchange: Exchange) -> None:
+        if transport == "longpoll":
+            assert back.wait(BOUND)
+            return exchange.answer(200, "application/json", poll("done"))
+        form = STREAMS[transport]
+        exchange.stream(form.content_type, form.opening)
+        assert back.wait(BOUND)
+        exchange.write(form.message(HARD[0]), form.end)
+        return exchange.end()
+
+    watch = chromium.subscribe(wire.on(f"/uninterrupted-{transport}", goes_on, never), transport=transport)
+    if transport == "longpoll":
+        wire.until_asked()
+    else:
+        watch.state("live")
+    chromium.driver.execute_script("dispatchEvent(new Event('online'))")
+    back.set()
+    watch.state("ended")
+    assert [state["state"] for state in watch.states] == ["connecting", "live", "ended"]
+    assert len(wire.requests) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.static.engines import Engine, Node, Watch
+from tests.static.engines import Browser, Engine, Node, Watch
 from tests.static.scripts import answers, hangs, never, refuses
 from tests.static.wire import Exchange, Wire
 
@@ -155,3 +155,50 @@ def test_each_key_is_another_and_long_enough_not_to_be_guessed(engine: Engine) -
     keys = engine.do("newKey").first("keys")
     assert len({*keys}) == 4
     assert all(len(key.replace("-", "")) == 32 for key in keys)
+
+
+@pytest.mark.heavy
+def test_who_probes_for_a_redirection_does_so_as_the_page_asks(chromium: Browser, wire: Wire) -> None:
+    chromium.driver.execute_script("document.cookie = 'a=1'")
+    drop = Exchange.drop
+    url = wire.on("/probe", *[drop] * 4, answers(DONE), never)
+    options = {"key": "k", "headers": {"X-CSRF-Token": "t"}, "credentials": "omit"}
+    watch = chromium.do("poll", url=url, options=options)
+    watch.first("done")
+    assert len(watch.of("retry")) < len(wire.requests) - 1, "one of the requests was the probe"
+    assert {(request.headers["X-CSRF-Token"], request.headers["Cookie"]) for request in wire.requests} == {("t", None)}
+
+
+@pytest.mark.heavy
+def test_headers_that_cannot_be_made_are_no_lost_connection(node: Node, wire: Wire) -> None:
+    options = {"key": "k", "headers": {"calls": [{"error": "no token"}]}}
+    watch = node.do("poll", url=wire.on("/unmade-poll", never), options=options)
+    watch.until(lambda watch: len(watch.of("retry")) == 3)
+    node.tell({"do": "abort", "name": watch.name})
+    watch.first("error")
+    assert {retry["reason"] for retry in watch.of("retry")} == {"no token"}
+    assert wire.requests == [], "nor a probe for a redirection"
+
+
+ADDRESSES = ["?kind=1", "#part", "?kind=1&kind=2#part?x=1", "?"]
+
+
+@pytest.mark.parametrize("is_object", [False, True])
+@pytest.mark.parametrize("end", ADDRESSES)
+def test_an_address_may_have_a_query_and_a_hash(chromium: Browser, wire: Wire, end: str, is_object: bool) -> None:
+    def query(**parameters: str) -> dict[str, str]:
+        own = {"kind": end.split("#")[0][-1:]} if "kind" in end else {}
+        return own | parameters
+
+    url = wire.on("/parts", answers(DONE), never) + end
+    chromium.do("poll", url=url, isObject=is_object, options={"key": "k &"}).first("done")
+    wire.on("/parts", refuses(200, "{}", "application/json"))
+    chromium.do("cancel", url=url, isObject=is_object, key="k &").first("done")
+    wire.on("/parts", refuses(204))
+    chromium.do("leave", url=url, isObject=is_object, key="k &")
+    wire.until_asked()
+    assert [(request.method, request.query) for request in wire.requests] == [
+        ("GET", query(key="k &", after="0")),
+        ("DELETE", query(key="k &")),
+        ("POST", query(key="k &", close="1")),
+    ]

@@ -217,3 +217,46 @@ def test_what_it_waits_for_has_a_code(node: Node, wire: Wire, code: str) -> None
     watch.state("ended")
     assert [state["code"] for state in watch.states if state["state"] == "waiting"] == [code]
     assert [state["code"] for state in watch.states if state["state"] != "waiting"][-1] == "ended"
+
+
+def test_headers_that_are_never_made_end_an_attempt(engine: Engine, wire: Wire) -> None:
+    engine.mistakes()
+    watch = engine.subscribe(wire.on("/unmade-ever", never), headers={"calls": [{"held": True}]}, heartbeat=20)
+    watch.until(lambda watch: len(watch.of("headers")) == 2)
+    waiting = watch.state("waiting")
+    assert (waiting["code"], waiting["reason"]) == ("headers-failed", "the page's headers were not made in time")
+    assert [state["state"] for state in watch.states][:3] == ["connecting", "waiting", "connecting"]
+    assert {state["transport"] for state in watch.states} == {"multipart"}, "nothing was held back on the way"
+    watch.close()
+    assert (engine.mistakes(), wire.requests) == ([], [])
+
+
+@pytest.mark.parametrize("transport", ["multipart", "longpoll"])
+def test_headers_that_fail_after_the_end_are_nobodys_mistake(engine: Engine, wire: Wire, transport: str) -> None:
+    engine.mistakes()
+    url = wire.on(f"/too-late-{transport}", never)
+    watch = engine.subscribe(url, transport=transport, headers={"calls": [{"held": True}]})
+    watch.first("headers")
+    watch.close()
+    engine.tell({"do": "tooLate"})
+    engine.do("sleep", ms=50).first("done")
+    assert (engine.mistakes(), wire.requests) == ([], [])
+    assert [state["state"] for state in watch.states] == ["connecting"]
+
+
+def test_headers_that_are_never_made_do_not_hold_a_page_that_is_left(chromium: Browser, wire: Wire) -> None:
+    url = wire.on("/unmade-left", says("multipart", FORM.end), never)
+    watch = chromium.subscribe(url, headers={"calls": [{"held": True}, {}]})
+    watch.first("headers")
+    chromium.driver.execute_script("dispatchEvent(new Event('pagehide'))")
+    watch.state("paused")
+    chromium.driver.execute_script("dispatchEvent(new Event('pageshow'))")
+    watch.state("ended")
+
+
+def test_the_headers_are_not_made_for_a_connection_that_is_over(node: Node, wire: Wire) -> None:
+    reset = answers(poll("ready", HARD[0], reset=True))
+    url = wire.on("/over", reset, answers(poll("done")), never)
+    watch = node.subscribe(url, transport="longpoll", load=["e-1", "f-1"], headers={"calls": [{}]})
+    watch.state("ended")
+    assert len(watch.of("headers")) == len(wire.requests) == 2

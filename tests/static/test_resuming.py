@@ -8,10 +8,10 @@ from email.utils import formatdate
 
 import pytest
 
-from tests.static.engines import Engine, Node
-from tests.static.formats import STREAMS
-from tests.static.scripts import HARD, never, numbered, refuses, says
-from tests.static.wire import Exchange, Wire
+from tests.static.engines import Browser, Engine, Node
+from tests.static.formats import STREAMS, poll
+from tests.static.scripts import HARD, answers, never, numbered, refuses, says
+from tests.static.wire import Exchange, Script, Wire
 
 
 @pytest.mark.heavy
@@ -192,3 +192,42 @@ def test_the_pauses_begin_anew_after_a_message(node: Node, wire: Wire) -> None:
     assert 500 <= first <= 1000
     assert 1000 <= second <= 2000
     assert 500 <= third <= 1000
+
+
+def no_pause(transport: str) -> Script:
+    """Answers without a message, and asks to be asked again at once."""
+    if transport == "longpoll":
+        return answers(poll("waiting", retry=0))
+    return says(transport, STREAMS[transport].retry(0))
+
+
+@pytest.mark.parametrize("answer", ["refusal", "multipart", "jsonlines", "longpoll"])
+def test_a_server_that_asks_for_no_pause_has_its_way_twice(node: Node, wire: Wire, answer: str) -> None:
+    script = refuses(503, Retry_After="0") if answer == "refusal" else no_pause(answer)
+    transport = "multipart" if answer == "refusal" else answer
+    watch = node.subscribe(wire.on(f"/at-once-{answer}", script), transport=transport)
+    watch.until(lambda watch: sum(state["state"] == "waiting" for state in watch.states) == 3)
+    assert [state["retry"] for state in watch.states if state["state"] == "waiting"] == [0, 0, 1000]
+    watch.close()
+    assert len(wire.requests) == 3
+
+
+def test_however_often_a_server_asks_for_no_pause_there_is_one(chromium: Browser, wire: Wire) -> None:
+    watch = chromium.subscribe(wire.on("/at-once", refuses(503, Retry_After="0")))
+    for count in range(3, 8):
+        watch.until(lambda watch, count=count: sum(state["state"] == "waiting" for state in watch.states) >= count)
+        chromium.driver.execute_script("dispatchEvent(new Event('online'))")  # the pause is over at once
+    watch.close()
+    pauses = [state["retry"] for state in watch.states if state["state"] == "waiting"]
+    assert pauses[:2] == [0, 0]
+    assert {*pauses[2:]} == {1000}
+
+
+def test_a_longer_pause_of_the_servers_is_kept_and_a_message_begins_anew(node: Node, wire: Wire) -> None:
+    down, form = refuses(503, Retry_After="0"), STREAMS["multipart"]
+    one = says("multipart", form.message(HARD[0]), form.retry(0))
+    url = wire.on("/obeyed", down, down, one, down, refuses(503, Retry_After="3600"))
+    watch = node.subscribe(url)
+    watch.until(lambda watch: sum(state["state"] == "waiting" for state in watch.states) == 5)
+    assert [state["retry"] for state in watch.states if state["state"] == "waiting"] == [0, 0, 0, 0, 3_600_000]
+    watch.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from tests.static.engines import Browser, Engine, Node
@@ -164,3 +166,67 @@ def test_an_event_source_that_brings_messages_is_not_asked_after(chromium: Brows
     watch = chromium.subscribe(wire.on("/busy", busy, never), transport="sse", heartbeat=500)
     watch.state("ended")
     assert len(watch.messages) == 10
+
+
+@pytest.fixture
+def listeners(chromium: Browser) -> Iterator[Callable[[], int]]:
+    """How many listeners for an abort there are now, on the signals that have had any since."""
+    driver = chromium.driver
+    driver.execute_script(
+        "window.signals = new Set(); window.plain = AbortSignal.prototype.addEventListener;"
+        "AbortSignal.prototype.addEventListener = function (...args) { signals.add(this); plain.apply(this, args) }"
+    )
+
+    def count() -> int:
+        total = 0
+        for place in range(driver.execute_script("return signals.size")):
+            signal = driver.execute_cdp_cmd("Runtime.evaluate", {"expression": f"[...signals][{place}]"})["result"]
+            seen = driver.execute_cdp_cmd("DOMDebugger.getEventListeners", {"objectId": signal["objectId"]})
+            total += len(seen["listeners"])
+        return total
+
+    yield count
+    driver.execute_script("delete AbortSignal.prototype.addEventListener; delete window.signals")
+
+
+def test_an_event_source_that_is_made_again_leaves_no_listener(
+    chromium: Browser, wire: Wire, listeners: Callable[[], int]
+) -> None:
+    quiet = says("sse", STREAMS["sse"].heartbeat, end=False)
+    calm = [quiet, answers(poll("waiting"))] * 3
+    watch = chromium.subscribe(wire.on("/remade", *calm, quiet), transport="sse", heartbeat=300)
+    watch.state("live")
+    wire.until_asked(7)
+    assert chromium.driver.execute_script("return signals.size") == 1
+    assert listeners() <= 1, "the connection's own"
+    watch.close()
+
+
+def test_headers_that_were_made_leave_no_listener(chromium: Browser, wire: Wire, listeners: Callable[[], int]) -> None:
+    polls = [answers(poll("ready", Sent(f"e-{number}", number))) for number in range(1, 6)]
+    url = wire.on("/made", *polls, hangs)
+    watch = chromium.subscribe(url, transport="longpoll", headers={"calls": [{}]})
+    watch.until(lambda watch: len(watch.of("headers")) == 6)
+    wire.until_asked(6)
+    assert chromium.driver.execute_script("return signals.size") >= 6
+    assert listeners() == 0
+    watch.close()
+
+
+def test_a_browser_that_is_to_come_back_at_once_does_so_twice(chromium: Browser, wire: Wire) -> None:
+    watch = chromium.subscribe(wire.on("/at-once", says("sse", STREAMS["sse"].retry(0))), transport="sse")
+    watch.until(lambda watch: any(state["retry"] for state in watch.states))
+    (waiting,) = [state for state in watch.states if state["retry"]]
+    assert (waiting["state"], waiting["code"], waiting["retry"]) == ("waiting", "connection-lost", 1000)
+    watch.close()
+    assert len(wire.requests) >= 3
+
+
+def test_a_browser_may_come_back_at_once_for_each_message(chromium: Browser, wire: Wire) -> None:
+    form = STREAMS["sse"]
+    empty = [says("sse", form.retry(0))] * 2
+    one = [says("sse", form.retry(0), form.message(Sent(f"e-{number}", number))) for number in range(9)]
+    watch = chromium.subscribe(wire.on("/each-at-once", *empty, *one, says("sse", form.end)), transport="sse")
+    watch.state("ended")
+    assert len(watch.messages) == 9
+    assert not [state for state in watch.states if state["retry"]]

@@ -14,6 +14,7 @@ import pytest
 from tests.static.conftest import chromium_driver
 from tests.static.engines import BOUND, Browser, Watch
 from tests.static.formats import STREAMS, Sent, poll
+from tests.static.scripts import never, refuses, says
 from tests.static.wire import Exchange, Wire
 
 FORM = STREAMS["multipart"]
@@ -466,3 +467,68 @@ def test_a_frozen_leader_gives_the_connection_to_another(open_tab: Callable[[], 
     for watch in (frozen, other):
         assert_whole(watch)
     assert topic.streams == 1
+
+
+def at(text: str) -> set[str]:
+    """The positions of several topics."""
+    return set(text.split(","))
+
+
+@pytest.mark.parametrize("joins", ["before", "after"])
+def test_the_next_leader_knows_where_a_topic_without_a_message_began(
+    open_tab: Callable[[], Tab], wire: Wire, joins: str
+) -> None:
+    """It has joined before the stream began, and hears of it, or after that, and is told."""
+    joined = threading.Event()
+
+    def begins(exchange: Exchange) -> None:
+        exchange.stream(FORM.content_type, FORM.opening)
+        if joins == "before":
+            assert joined.wait(BOUND)
+        exchange.write(FORM.begin("news:e-0,figures:f-7"), FORM.message(Sent("f-8", 8, "figures")))
+        exchange.until_gone()
+
+    url = wire.on(f"/began-{joins}", begins, says("multipart", end=False), never)
+    leader = open_tab().subscribe(url, acrossTabs="ann")
+    if joins == "after":
+        leader.until(lambda watch: watch.ids)
+    else:
+        leader.state("live")
+    follower = open_tab().subscribe(url, acrossTabs="ann")
+    follower.state("live")
+    joined.set()
+    follower.until(lambda watch: watch.ids)
+    leader.close()
+    wire.until_asked(2)
+    assert at(wire.requests[1].last_event_id) == {"news:e-0", "figures:f-8"}
+    assert (follower.ids, follower.resets, len(wire.requests)) == (["f-8"], 0, 2)
+    follower.close()
+
+
+def test_the_next_leader_of_a_topic_without_a_message_knows_where_it_began(
+    open_tab: Callable[[], Tab], wire: Wire
+) -> None:
+    began = says("multipart", FORM.begin("e-7"), FORM.failing, end=False)
+    url = wire.on("/began-latest", began, says("multipart", end=False), never)
+    leader = open_tab().subscribe(url, acrossTabs="ann", lastEventId="latest")
+    leader.state("failing")
+    follower = open_tab().subscribe(url, acrossTabs="ann", lastEventId="latest")
+    follower.state("failing")
+    leader.close()
+    wire.until_asked(2)
+    assert [request.last_event_id for request in wire.requests] == ["latest", "e-7"]
+    follower.close()
+
+
+def test_one_who_wants_only_what_comes_does_not_lead_with_all_that_was(open_tab: Callable[[], Tab], wire: Wire) -> None:
+    """The leader's own beginning is no position, as long as nothing has come."""
+    down = refuses(503, Retry_After="3600")
+    url = wire.on("/earliest", down, says("multipart", end=False), never)
+    leader = open_tab().subscribe(url, acrossTabs="ann", lastEventId="earliest")
+    leader.state("waiting")
+    follower = open_tab().subscribe(url, acrossTabs="ann", lastEventId="latest")
+    follower.state("waiting")
+    leader.close()
+    wire.until_asked(2)
+    assert [request.last_event_id for request in wire.requests] == ["earliest", "latest"]
+    follower.close()

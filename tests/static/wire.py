@@ -81,8 +81,9 @@ class Wire:
         self.requests: list[Exchange] = []
         self.failures: list[BaseException] = []
         self._scripts: dict[str, list[Script]] = {}
-        self._asked = threading.Event()  # set by each request
-        self._lock = threading.Lock()  # over all lists here: each request has a thread
+        self._count = 0  # requests since the last call of `on`
+        self._lock = threading.Lock()  # over all of these: each request has a thread
+        self._asked = threading.Condition(self._lock)  # told of each request
         wire = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -106,12 +107,13 @@ class Wire:
         """The URL that these scripts answer, one request each."""
         with self._lock:
             self._scripts[path] = list(scripts)
-            self._asked.clear()
+            self._count = 0
         return self.url + path
 
-    def until_asked(self) -> None:
-        """Waits until a request has come since the last call of `on`."""
-        assert self._asked.wait(BOUND)
+    def until_asked(self, count: int = 1) -> None:
+        """Waits until so many requests have come since the last call of `on`."""
+        with self._asked:
+            assert self._asked.wait_for(lambda: self._count >= count, BOUND), self._count
 
     def close(self) -> None:
         self._server.shutdown()
@@ -129,7 +131,8 @@ class Wire:
             self.requests.append(exchange)
             scripts = self._scripts[path]
             script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
-            self._asked.set()
+            self._count += 1
+            self._asked.notify_all()
         try:
             script(exchange)
         except OSError:
