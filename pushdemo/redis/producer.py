@@ -149,8 +149,9 @@ class RedisProducer(Producer):
     def taking(self, script: Script, node: str, prefix: str) -> Call:
         """See Contender."""
         topic, lease = self.topic, self.lease
-        fence = lease.fence if lease and lease.epoch == topic.epoch else ""
-        return script.with_([topic.key, topic.stream], [*topic.known(), node, prefix, topic.channel, fence])
+        known = topic.known()
+        fence = lease.fence if lease and lease.epoch == known[0] else ""
+        return script.with_([topic.key, topic.stream], [*known, node, prefix, topic.channel, fence])
 
     def answered(self, call: Call, answer: Sequence[Any], node: str) -> None:
         """See Contender."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pushdemo.redis.connection import Link
+from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.presence import Presence
 from pushdemo.redis.scripts import DECLARE, FORMAT, KEPT, PUBLISH, SURVEY, TOUCH
 from pushdemo.redis.topic import RedisTopic
@@ -23,7 +24,7 @@ _STALE = 30.0  # seconds after which a survey cannot tell any more what has chan
 _TOGETHER = 500  # topics that are touched by one call
 _HOUR = 3600.0
 _AGAIN = 5.0  # seconds until declarations that Redis has refused are left there again
-_PROBE = "~probe"  # no name of a topic
+_PROBE = "%probe"  # no name of a topic: see topics/pattern.py
 
 
 class Declaration(NamedTuple):
@@ -113,10 +114,11 @@ class Upkeep:
                 self._declare(
                     [*keys, self._link.key(FORMAT, "channels")], [KEPT, *texts, self._link.news(FORMAT, "topic", "")]
                 )
-            except BaseException:
+            except RedisUnavailableError:
                 with self._lock:
                     self._declare_due = min(self._declare_due, now + _AGAIN)
-                raise
+                if self._link.unreachable:
+                    raise
 
     def _probe_writes(self) -> None:
         topic = self._probing

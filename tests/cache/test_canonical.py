@@ -230,6 +230,15 @@ def test_an_object_that_is_gone_is_no_longer_known() -> None:
         digest((reference, "and what else was in the key", Plain()))
 
 
+def test_an_object_that_is_gone_is_not_taken_for_none() -> None:
+    thing = Plain()
+    reference = Instance(thing)
+    del thing
+    for key in (reference, (reference, Plain)):
+        with pytest.raises(NotCanonicalError, match="Instance"):
+            canonical(key)
+
+
 SCRIPT = """
 from tests.cache.test_canonical import DIFFERENT, digest, key_of
 print(*[digest(key_of((value,))).hex() for value in DIFFERENT])

@@ -13,6 +13,7 @@ from webtest import TestApp
 from pushdemo.redis import pool as redis_pool
 from pushdemo.redis.connection import Link
 from pushdemo.redis.pool import Address, Pool, RedisUnavailableError
+from tests.cache.support import Asked
 from tests.redis.support import Node, RedisServer, namespace, redis_server
 from tests.support import PATIENCE, free_port, wait_until
 
@@ -111,6 +112,33 @@ def test_after_a_drop_connections_in_use_are_closed_when_they_are_given_back() -
     pool.give_back(fresh)
     assert pool.idle == 1
     assert fresh.is_connected
+
+
+def test_a_connection_may_be_taken_by_a_thread_that_is_making_one() -> None:
+    """Then a garbage collection may run what needs Redis."""
+    made: list[Connection] = []
+
+    def connect() -> Connection:
+        made.append(Connection())
+        connection = made[-1]
+        if len(made) == 1:
+            pool.give_back(pool.take(0))
+        return connection
+
+    pool = Pool(connect, 10)
+    assert Asked(lambda: pool.take(0)).answer() is made[0]
+    assert (pool.idle, pool.in_use) == (1, 1)
+
+
+def test_what_is_known_of_redis_may_be_asked_for_by_a_thread_that_notes_it(server: RedisServer) -> None:
+    link = Link(server.url)
+
+    def asked_within() -> bool:
+        with link._lock:
+            return bool(link.command("PING")) and not link.errors
+
+    assert Asked(asked_within).answer()
+    link.close()
 
 
 @pytest.mark.heavy

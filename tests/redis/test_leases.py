@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from pushdemo.redis import producer as redis_producer
 from pushdemo.redis import reader as redis_reader
 from pushdemo.redis import renewals as redis_renewals
+from pushdemo.redis.connection import Call
 from pushdemo.redis.pool import RedisUnavailableError
 from pushdemo.redis.producer import RedisProducer
 from pushdemo.redis.topic import LeaseLostError, RedisTopic
@@ -28,6 +29,7 @@ class Member(Node):
 
     def __init__(self, server: RedisServer, space: str, name: str, interval: float = INTERVAL) -> None:
         super().__init__(server.url, space)
+        self.server = server
         self.name = name
         self.made = 0
         self.runs = 0
@@ -198,6 +200,126 @@ def test_a_node_that_has_left_a_topic_forgets_that_another_has_made_its_messages
     wait_until(lambda: not leader.leads and not other.producer.fresh, what="the age of the message")
 
 
+def given_back(node: Member) -> None:
+    """Wait until others may have the node's lease."""
+    wait_until(lambda: node.producer.lease and not node.producer.has_lease, what="the offer")
+    wait_until(lambda: not node.server.client.hexists(node.news.key, "holder"), what="the end of the lease")
+
+
+def test_a_node_that_comes_back_before_another_has_its_lease_goes_on_under_the_same_one(
+    member: Members, quick: None, unending: None
+) -> None:
+    first, second = member("a"), member("b")
+    first.producer._linger = second.producer._linger = 3600.0
+    first.news.join()
+    grow(first.news)
+    lease = first.producer.lease
+    assert lease is not None
+    for _ in range(3):
+        first.news.leave()
+        given_back(first)
+        first.news.join()
+        wait_until(lambda: first.producer.has_lease, what="the lease")
+        grow(first.news)
+        assert first.producer.lease == lease
+    assert (first.runs, first.backend._leases.lost) == (1, 0)
+    made = whole(first.news)
+    assert made == [f"a{number}" for number in range(1, len(made) + 1)], "nothing that was made is lost"
+    first.news.leave()
+    given_back(first)
+    second.news.join()
+    wait_until(lambda: second.leads, what="the other node")
+    assert second.producer.lease == lease._replace(fence=lease.fence + 1)
+    second.news.leave()
+    given_back(second)
+    first.news.join()
+    wait_until(lambda: first.producer.has_lease, what="the lease")
+    assert first.producer.lease == lease._replace(fence=lease.fence + 2)
+
+
+def take(node: Member) -> Call:
+    leases = node.backend._leases
+    return node.producer.taking(leases._take, leases.node, leases._prefix)
+
+
+@pytest.mark.parametrize("moment", ["after the question", "within it"])
+def test_a_lease_of_the_life_before_is_not_gone_on_with(
+    fragile: RedisServer, member: Members, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    node = member("a", interval=1000.0, server=fragile)
+    node.producer._linger = 3600.0
+    news, known = node.news, node.news.known
+    news.join()
+    grow(news, 1)
+    lease = node.producer.lease
+    assert lease is not None
+    news.leave()
+    given_back(node)
+
+    def flush() -> None:
+        monkeypatch.undo()
+        fragile.client.flushall()
+        news.catch_up()
+        fragile.client.hset(news.key, "fence", lease.fence)  # somebody else's, in the new life
+
+    def known_after_a_flush() -> Any:
+        flush()
+        return known()
+
+    if moment == "within it":
+        monkeypatch.setattr(news, "known", known_after_a_flush)
+    call = take(node)
+    if moment != "within it":
+        flush()
+    assert news.epoch != lease.epoch
+    assert node.backend._link.run(call)[4] == lease.fence + 1
+
+
+# -- offers
+
+
+@pytest.mark.heavy
+def test_a_lease_that_was_offered_while_redis_was_away_is_offered_until_redis_takes_it(
+    fragile: RedisServer, member: Members, unending: None
+) -> None:
+    first, second = member("a", server=fragile), member("b", server=fragile)
+    first.producer._linger = 3600.0
+    first.news.join()
+    grow(first.news)
+    second.news.join()
+    fragile.kill()
+    first.news.leave()
+    wait_until(lambda: first.producer.lease and not first.producer.has_lease, what="the offer")
+    fragile.start()
+    wait_until(lambda: second.leads, what="the other node")
+    grow(second.news)
+
+
+@pytest.mark.parametrize("how", ["refused", "unreachable"])
+def test_an_offer_is_made_again_by_a_node_that_has_no_leases_any_more(
+    shared: RedisServer, member: Members, quick: None, unending: None, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    node = member("a")
+    leases, ask, turns = node.backend._leases, node.backend._link.ask, Turns(node)
+    node.producer._linger = 0.0
+    node.news.join()
+    grow(node.news)
+
+    def fail(calls: Sequence[Call]) -> list[Any]:
+        if how == "unreachable" and any(call.script is leases._offer for call in calls):
+            raise RedisUnavailableError
+        return [RedisUnavailableError() if call.script is leases._offer else ask([call])[0] for call in calls]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.backend._link, "ask", fail)
+        node.news.leave()
+        wait_until(lambda: not leases._all(), what="the end of the source")
+        turns.wait(3)
+        assert shared.client.hexists(node.news.key, "holder")
+    wait_until(lambda: not shared.client.hexists(node.news.key, "holder"), what="the end of the lease")
+    wait_until(lambda: leases._beat not in leases._renewals._beats, what="the rest")
+
+
 # -- how often Redis is asked
 
 
@@ -300,6 +422,57 @@ def test_a_message_that_redis_does_not_take_is_tried_again_with_a_rest_in_betwee
     monkeypatch.setattr(node.news, "append", counted)
     wait_until(lambda: len(times) >= 6, what="tries")
     assert times[5] - times[0] >= 5 * 0.09
+
+
+def refuse(*args: Any) -> Any:
+    raise RedisUnavailableError
+
+
+def test_what_redis_has_not_taken_from_a_run_is_not_published_by_the_next(
+    member: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = member("a")
+    node.producer._linger = 0.0
+    node.news.join()
+    grow(node.news)
+    with monkeypatch.context() as patched:
+        patched.setattr(node.news, "append", refuse)
+        lost, *_ = wait_until(lambda: node.producer._unsaid, what="what is not taken")
+        node.news.leave()
+        wait_until(lambda: not node.producer.running, what="the end of the run")
+    assert node.closed.is_set()
+    node.news.join()
+    grow(node.news)
+    assert node.runs == 2
+    assert lost.decode() not in whole(node.news)
+
+
+def test_the_end_that_redis_has_not_taken_from_a_run_is_told_when_the_next_would_begin(
+    shared: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, runs = Node(shared.url, namespace()), []
+
+    def source() -> Iterator[str]:
+        runs.append(1)
+        yield "a"
+
+    topic = node.topic()
+    producer = topic.producer = node.backend.producer(topic, source, None, around=nullcontext)
+    assert isinstance(producer, RedisProducer)
+    producer._linger = 0.0
+    node.start()
+    append = topic.append
+    with monkeypatch.context() as patched:
+        patched.setattr(topic, "append", lambda *args: (refuse if "end" in args else append)(*args))
+        topic.join()
+        wait_until(lambda: producer._unsaid, what="what is not taken")
+        topic.leave()
+        wait_until(lambda: not producer.running, what="the end of the run")
+    topic.join()
+    wait_until(lambda: topic.ended, what="the end")
+    assert entries(topic) == ["a"]
+    assert runs == [1]
+    node.close()
 
 
 def scripts_run(server: RedisServer) -> int:

@@ -359,6 +359,28 @@ def test_a_call_that_only_this_process_knows_is_its_own(machine: Machine) -> Non
     assert on(there, counted, thing)[0] == 2
 
 
+@memorize(60)
+def not_kept(thing: Any) -> int:
+    calls.append(type(thing))
+    return len(calls)
+
+
+def test_a_value_of_an_object_that_is_gone_is_forgotten_without_redis(
+    fragile: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, living = fragile.node(), Thing()
+    on(here, not_kept, living)  # what is logged of its type keeps it
+    for _ in range(2):
+        on(here, not_kept, Thing())
+    assert not fragile.server.client.exists(f"{{{fragile.space}}}:deletions")
+    fragile.server.kill()
+    assert on(here, not_kept, 1) == on(here, not_kept, 1) == 4
+    assert on(here, not_kept, living) == 1
+    with here.active():
+        assert not_kept.info().size == 2
+    assert "Instance" not in caplog.text
+
+
 # -- values
 
 
@@ -521,6 +543,21 @@ def test_a_full_redis_is_as_one_that_is_gone(fragile: Machine, caplog: pytest.Lo
     for number in range(5):
         assert on(here, counted, number)[0] == on(here, counted, number)[0] == number + 1
     assert len([record for record in caplog.records if "OutOfMemoryError" in record.getMessage()]) == 1
+
+
+def test_a_value_that_was_made_while_redis_was_full_is_forgotten_when_another_node_deletes_it(fragile: Machine) -> None:
+    fragile.node(), fragile.node()
+    kept, others = (backend.store(counted.name, 8, time.monotonic) for backend in fragile.backends)
+    assert isinstance(kept, RedisStore)
+    key, another = key_of((1,)), key_of((2,))
+    fragile.server.client.config_set("maxmemory", "1")
+    for each in (key, another):
+        assert kept.settle(each, kept.claim(each, 0), Entry([1], time.monotonic(), 60))
+    fragile.server.client.config_set("maxmemory", "0")
+    before = kept._deletions
+    others.delete(key)
+    wait_until(lambda: kept._deletions > before, what="the news")
+    assert list(kept.near) == [another]
 
 
 @memorize(0.05, stale_if_error=60)

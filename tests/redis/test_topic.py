@@ -179,6 +179,19 @@ def test_a_notice_and_the_end_are_told_on_every_node(cluster: Cluster) -> None:
         there.publish("b")
 
 
+@pytest.mark.parametrize("event", ["price of x", "x k end"])
+def test_an_event_s_name_may_have_spaces_on_every_node(cluster: Cluster, event: str) -> None:
+    here, there = cluster.node(), cluster.node()
+    here.publish("a", event=event)
+    here.publish("b")
+    for topic in (here, there):
+        reach(topic, 2)
+        assert not topic.ended
+        first, second = topic._history
+        assert (first.kind, first.event, first.body) == ("message", event, b"a")
+        assert (second.kind, second.event, second.body) == ("message", "", b"b")
+
+
 def test_a_node_that_comes_later_has_the_history_before_its_first_client(cluster: Cluster) -> None:
     here = cluster.node(history=3)
     given = [here.publish(text).id for text in "abcde"]

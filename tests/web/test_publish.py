@@ -21,7 +21,7 @@ from pyramid.request import Request
 from pyramid.router import Router
 from pyramid_retry import RetryableException
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 from webtest import TestApp
 
 import pushdemo
@@ -367,7 +367,7 @@ def session(shop: Shop) -> Iterator[Session]:
         yield session
 
 
-def told_by(shop: Shop, session: Session, value: Any) -> None:
+def told_by(shop: Shop, session: Session | scoped_session[Session], value: Any) -> None:
     pushdemo.publish_on_commit(session, shop.app.registry, "orders.{user}", value, user="ann")
 
 
@@ -402,6 +402,40 @@ def test_a_session_s_rollbacks_drop_messages(shop: Shop, session: Session) -> No
     session.commit()
     assert shop.told() == ["kept", "kept too"]
     assert shop.unsent == {("orders.{user}", "aborted"): 3}
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+def test_a_session_that_is_closed_drops_messages(shop: Shop, scoped: bool) -> None:
+    factory = shop.app.registry["dbsession_factory"]
+    session = scoped_session(factory) if scoped else factory()
+    told_by(shop, session, "dropped")
+    session.close()
+    told_by(shop, session, "kept")
+    with session.begin_nested():
+        told_by(shop, session, "kept too")
+    nested = session.begin_nested()
+    told_by(shop, session, "dropped")
+    nested.rollback()
+    session.commit()
+    assert shop.told() == ["kept", "kept too"]
+    session.begin_nested()
+    told_by(shop, session, "dropped")
+    session.close()
+    session.commit()
+    session.close()
+    assert shop.told() == ["kept", "kept too"]
+    assert shop.unsent == {("orders.{user}", "aborted"): 3}
+
+
+def test_what_waits_for_a_scoped_session_is_dropped_with_it(shop: Shop) -> None:
+    session = scoped_session(shop.app.registry["dbsession_factory"])
+    told_by(shop, session, "dropped")
+    session.remove()
+    told_by(shop, session, "kept")
+    session.commit()
+    session.remove()
+    assert shop.told() == ["kept"]
+    assert shop.unsent == {("orders.{user}", "aborted"): 1}
 
 
 # -- values, renderers, names
