@@ -20,7 +20,7 @@ from pushdemo.delivery.metrics import Counters
 from pushdemo.delivery.rights import LOOK, UNLIMITED, Orders, Right
 from pushdemo.topics.message import Message, join_event_ids
 from pushdemo.topics.topic import Topic
-from pushdemo.transports import Names, StreamTransport, format_of, longpoll
+from pushdemo.transports import Names, Notice, StreamTransport, format_of, longpoll
 from pushdemo.transports.longpoll import State
 
 LARGE = 32_768  # bytes: a larger body is sent from the object that all its clients share, not copied for one
@@ -220,7 +220,7 @@ class Subscription(_Client):
     `names`: whether and how messages bear their topic's name.
     """
 
-    __slots__ = ("format", "transport")
+    __slots__ = ("begins", "format", "transport")
 
     def __init__(
         self,
@@ -235,6 +235,7 @@ class Subscription(_Client):
         super().__init__(topics, transport.name, pace, last_event_id, release, right)
         self.transport = transport
         self.format = format_of(transport, names)
+        self.begins: Notice = "begin"  # or "place": how it is told where it begins, if no message tells
 
     def begin(self) -> tuple[tuple[Message, ...], bool]:
         """Join the topics: what comes before anything else, and whether the client is told a reset first."""
@@ -258,7 +259,7 @@ class Subscription(_Client):
             parts.append(self.transport.notice("reset", "" if backlog else self.last_event_id))
             self.cursors[0].tally.wrote(0, resets=1)
         elif len(self.cursors) > 1 or not (backlog or self._last_event_id == self.last_event_id):
-            parts.append(self.transport.notice("begin", self.last_event_id))
+            parts.append(self.transport.notice(self.begins, self.last_event_id))
         parts += [self.format.encode(message) for message in backlog]
         size = 0
         while size < _FIRST and (data := self.next(LARGE)) is not None:

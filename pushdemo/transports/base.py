@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 from pushdemo.topics.content import is_json
 from pushdemo.topics.message import Message
 
-Notice = Literal["heartbeat", "begin", "reset", "failing", "working", "end"]
+# "place" is a beginning that a reader who keeps the id by itself need not hear of: an EventSource.
+Notice = Literal["heartbeat", "begin", "place", "reset", "failing", "working", "end"]
 Names = Literal["", "topic", "event"]  # how a message bears its topic's name: not, as a field, as the event's name
 
 

@@ -68,9 +68,14 @@ def encode(message: Message, names: Names = "") -> bytes:
 
 
 def notice(kind: Notice, id: str = "", content_type: str = "", after: str = "", content: str = "") -> bytes:
-    """A comment for the heartbeat; for the others an event of that name with the reason and the id as a JSON object."""
+    """A comment for the heartbeat; for the others an event of that name with the reason and the id as a JSON object.
+
+    For "place" the id alone: a block without data sets it and is no event (HTML section 9.2.6).
+    """
     if kind == "heartbeat":
         return _HEARTBEAT
+    if kind == "place":
+        return f"id: {id}\n\n".encode()
     if kind == "begin":
         return event(json.dumps({"last_event_id": id}), id=id, event="begin")
     brought = f', "content": {content}' if content else ""

@@ -148,6 +148,8 @@ def _respond(
     if name not in STREAMS:
         return _long_poll(request, LongPoll(topics, clients.pace, last_event_id, release, right), headerlist)
     subscription = Subscription(topics, STREAMS[name], clients.pace, last_event_id, release, names, right)
+    if name == "sse" and not own_ids:
+        subscription.begins = "place"
     if clients.access_log:
         target = f"{request.remote_addr} {right.owner or '-'} {request.method} {request.path} {name}"
         subscription.record = Record(target, clients.pace.orders.clock())
