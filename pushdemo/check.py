@@ -33,7 +33,7 @@ _ASKED = {"multipart": "multipart/x-mixed-replace", "sse": "text/event-stream"}
 _STREAMS = {**_ASKED, "jsonlines": "application/x-ndjson"}
 
 # How the lines of each transport begin that carry a message's id, and those by which the server itself ends a stream.
-_MESSAGES = {"multipart": rb"X-Message-Id: ", "sse": rb"id: .+\n(?=\w)", "jsonlines": rb'\{"id": '}
+_MESSAGES = {"multipart": rb"X-Message-Id: ", "sse": rb"id: .+\n(?!\n)", "jsonlines": rb'\{"id": '}
 _LAST_WORDS = {
     "multipart": rb"(?:--\w+--\r$|X-Retry: )",
     "sse": rb"(?:event: end$|retry: )",
