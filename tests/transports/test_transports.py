@@ -322,6 +322,16 @@ def test_a_source_that_has_never_made_anything_is_told_to_fail(site: Pushing, ne
         assert reader.take(1) == numbered(news, 1)
 
 
+@pytest.mark.parametrize("asks", ["", "&ids=topic"])
+def test_an_eventsource_is_told_where_it_begins_by_an_id_alone(site: Pushing, news: Topic, asks: str) -> None:
+    """A script that reads by itself asks for `ids=topic`, and is told by an event."""
+    id = news.id_at(0)
+    told = f'id: {id}\nevent: begin\ndata: {{"last_event_id": "{id}"}}\n\n' if asks else f"id: {id}\n\n"
+    with site.client(f"{address(news)}?transport=sse{asks}") as client:
+        assert client.head()[0] == 200
+        assert client.chunk().decode() == f"retry: 3000\n{told}"
+
+
 def test_a_finished_source_ends_the_stream(transport: str) -> None:
     with pushing(news={"source": lambda: (yield from "abc"), "interval": 0}) as site:
         with site.reader(transport, last="earliest") as reader:
