@@ -41,7 +41,7 @@ _SWEEP = 0.5  # seconds between two sweeps
 # (bench/own_topics.py). A message after a pause is delivered at once.
 _FLOW = 0.01
 
-_EXPIRING = 1_000
+_EXPIRING = 1_000  # ends of rights, below which those of clients that have left are not looked for
 
 
 class _Expiry(weakref.ref["Stream | Poll"]):

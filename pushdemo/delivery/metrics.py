@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 OTHER_SETS = "(other sets of topics)"
-_SETS = 100
+_SETS = 100  # of topics, each by each transport, that are counted by themselves
 
 
 class Cursor(Protocol):

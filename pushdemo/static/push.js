@@ -216,8 +216,8 @@ class Subscription {
       this.tell("paused");
       await new Promise((wake) => (this.interrupt = wake));
     }
-    // A machine may wake up in another network: the stream that was held back gets another chance there.
-    Object.assign(this, { transport: this.options.transport, fallback: undefined, failures: 0, stalls: 0 });
+    this.forgive(); // a machine may wake up in another network
+    this.failures = 0;
   }
 
   async wait(retry, stop) {
@@ -248,10 +248,15 @@ class Subscription {
   /** The network is back: a stream that was held back may have been cut off by its absence alone. */
   reconnected() {
     if (this.fallback && !this.isResting()) {
-      Object.assign(this, { transport: this.options.transport, fallback: undefined, stalls: 0 });
+      this.forgive();
       this.interrupt(new Stop("again"));
     }
     this.hurry();
+  }
+
+  /** Gives the stream that was held back another chance. */
+  forgive() {
+    Object.assign(this, { transport: this.options.transport, fallback: undefined, stalls: 0 });
   }
 
   /** Whether this page wants no connection now. */

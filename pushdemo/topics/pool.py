@@ -31,7 +31,7 @@ _IDLE = 10.0  # seconds that a worker waits for the next call before it ends
 _AGAIN = 0.5  # seconds before a thread is asked for again that the system did not have
 _QUIET = 10.0  # seconds between two tracebacks of the sources of one pattern: a client may open many that fail
 _SOON = 0.005  # seconds that calls wait for the workers that there are, before there is one more
-_LONGEST = 3_600.0  # seconds that it sleeps at most: a condition takes no more than some hundreds of years
+_LONGEST = 3_600.0  # seconds that the scheduler sleeps at most: a condition does not wait for a thousand years
 _TOGETHER = 0.002  # seconds that the scheduler sleeps at least: what is due meanwhile begins with one turn
 
 

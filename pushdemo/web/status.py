@@ -91,7 +91,6 @@ class Status:
 
     def _total(self, streams: list[dict[str, Any]]) -> dict[str, Any]:
         sums = (
-            "clients",
             "behind",
             "messages",
             "bytes",
@@ -102,8 +101,8 @@ class Status:
             "bytes_per_second",
         )
         return {
-            **{key: round(sum(stream[key] for stream in streams), 1) for key in sums},
             "clients": self.clients.all.taken + self.clients.threads.taken,  # one of several topics is in several rows
+            **{key: round(sum(stream[key] for stream in streams), 1) for key in sums},
             "lag": max((stream["lag"] for stream in streams), default=0),
             "refused": sum(self.clients.counters.refusals().values()),
             "places": self.clients.all.taken,

@@ -77,9 +77,7 @@ def test_a_poll_whose_client_resets_is_forgotten(harness: Harness) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
 def test_a_client_that_closes_its_side_behind_its_next_request_is_noticed(harness: Harness) -> None:
     topic = news()
-    ours, client, reply = parked(harness, topic)
-    client.sendall(b"GET /next HTTP/1.1\r\n\r\n")
-    wait_until(lambda: harness.hub._feeds[topic].looked_at, what="the hub's look at the next request")
+    ours, client, reply = asking_on(harness, topic)
     client.shutdown(socket.SHUT_WR)
     wait_until(lambda: closing(ours), what="the client's end")
     harness.pass_time(1)
@@ -92,9 +90,7 @@ def test_a_client_that_closes_its_side_behind_its_next_request_is_noticed(harnes
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
 def test_a_client_that_resets_behind_its_next_request_is_noticed(harness: Harness) -> None:
     topic = news()
-    ours, theirs, reply = parked(harness, topic)
-    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
-    wait_until(lambda: harness.hub._feeds[topic].looked_at, what="the hub's look at the next request")
+    ours, theirs, reply = asking_on(harness, topic)
     harness.pass_time(1)
     assert not reply.over.is_set()
     reset(theirs)
@@ -150,6 +146,14 @@ def parked(harness: Harness, topic: Topic) -> tuple[socket.socket, socket.socket
     assert poll.open() is None
     harness.hub.poll(ours, poll, reply, unsent=b"")
     harness.settle()
+    return ours, theirs, reply
+
+
+def asking_on(harness: Harness, topic: Topic) -> tuple[socket.socket, socket.socket, Reply]:
+    """As `parked`, of a client that has sent its next request already, which the hub has seen."""
+    ours, theirs, reply = parked(harness, topic)
+    theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
+    wait_until(lambda: harness.hub._feeds[topic].looked_at, what="the hub's look at the next request")
     return ours, theirs, reply
 
 
